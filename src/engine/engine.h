@@ -1,0 +1,84 @@
+/*
+ * The engine: everything between a connected unix socket and a device.  Starts
+ * threads of its own, needs nothing of nginx, and is driven by these few calls
+ * from the one process that elected itself to run it.
+ *
+ * Threads: one I/O thread owns all sockets; one device thread owns the device
+ * and steps the running pictures in turn; encoder threads own JPEG, PNG and
+ * base64.  All with every signal blocked, 8 MB stacks, names "sd-io",
+ * "sd-cpu0", "sd-enc0", and the process's full cpu affinity.
+ */
+
+#ifndef SD_ENGINE_H
+#define SD_ENGINE_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "../io/buf.h"
+#include "../io/error.h"
+#include "../ops/ops.h"
+#include "frame.h"
+
+
+typedef enum {
+    SD_LOG_ERR,
+    SD_LOG_WARN,
+    SD_LOG_NOTICE,
+    SD_LOG_INFO,
+    SD_LOG_DEBUG
+} sd_log_level_t;
+
+
+typedef struct {
+    const char       *path;             /* a diffusers directory */
+    sd_precision_t    precision;
+} sd_model_conf_t;
+
+
+/* copied by sd_engine_start(): nothing of it needs to live on */
+
+typedef struct {
+    int                      listen;        /* listening, non-blocking; stays
+                                               the caller's */
+    uint8_t                  cookie[SD_COOKIE_SIZE];
+    const char              *device;        /* "cpu" */
+    int                      threads;       /* 0: all that we may use */
+    const sd_model_conf_t   *models;
+    size_t                   nmodels;
+    int                      queue;         /* jobs that may wait */
+    int                      slots;         /* pictures that run at a time */
+    int                      encoders;      /* threads; 0: one or two */
+    int                      heartbeat;     /* ms, 15000 */
+
+    /* from any thread; message has no newline */
+    void                   (*log)(void *data, sd_log_level_t level,
+                                  const char *message);
+    void                    *log_data;
+} sd_engine_conf_t;
+
+
+typedef struct sd_engine_s  sd_engine_t;
+
+
+/*
+ * returns at once; models are loaded, and the warm-up picture made, on the
+ * device thread, while requests wait.  Must be called after fork().
+ */
+int sd_engine_start(sd_engine_t **e, const sd_engine_conf_t *conf,
+    sd_error_t *err);
+
+/* stops accepting connections; running and waiting jobs go on */
+void sd_engine_quit(sd_engine_t *e);
+
+/* how many requests have not been answered to the end */
+int sd_engine_active(sd_engine_t *e);
+
+/* ends every job now with an event that carries its state (503 "draining") */
+void sd_engine_drain(sd_engine_t *e);
+
+/* cuts everything, joins all threads (well under a second) and frees e */
+void sd_engine_stop(sd_engine_t *e);
+
+
+#endif

@@ -1,0 +1,75 @@
+/*
+ * A model: a diffusers directory, checked, and then loaded to a device.
+ *
+ * sd_model_open() reads the configuration files and the safetensors headers,
+ * and walks through text encoder, UNet and decoder in plan mode: whatever is
+ * missing, misshapen or not implemented is an error here, with file, key or
+ * tensor named, in milliseconds and without touching a weight.  That is what
+ * `nginx -t` and `sd check` run.  sd_model_load() then reads and packs.  After
+ * that the model is immutable and shared by all threads.
+ */
+
+#ifndef SD_MODEL_H
+#define SD_MODEL_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "../io/error.h"
+#include "../ops/ops.h"
+#include "sampler.h"
+#include "text_encoder.h"
+#include "tokenizer.h"
+#include "unet.h"
+#include "vae.h"
+
+
+typedef struct sd_model_s {
+    char                   path[4096];
+    char                   name[64];        /* the directory's last part */
+    char                   fingerprint[65]; /* hex SHA-256 over the sorted
+                                               tensor names, types, shapes,
+                                               file sizes and configs */
+    sd_device_t           *device;          /* set by load; not owned */
+    int                    loaded;
+
+    sd_tokenizer_t        *tokenizer;
+    sd_text_encoder_t      text_encoder;
+    sd_unet_t              unet;
+    sd_vae_t               vae;
+    sd_scheduler_config_t  scheduler;       /* from scheduler_config.json */
+
+    float                  preview_factors[4][3];   /* latent to RGB */
+    float                  preview_bias[3];
+
+    int                    vae_scale;       /* pixels a latent element: 8 */
+    int                    default_width;   /* sample_size * vae_scale */
+    int                    default_height;
+
+    uint64_t               parameters[3];   /* text encoder, unet, vae decoder */
+    uint64_t               file_bytes;
+    size_t                 packed_bytes;    /* weights as the device keeps them */
+} sd_model_t;
+
+
+/* dev: for the packed sizes; a plan device will do */
+int sd_model_open(sd_model_t **m, const char *path, sd_device_t *dev,
+    sd_error_t *err);
+
+/* progress: may be NULL; called now and then with 0 .. 1, from this thread.
+ * cancel: may be NULL; non-zero ends it with SD_CANCELLED */
+int sd_model_load(sd_model_t *m, sd_device_t *dev,
+    void (*progress)(void *data, double done), void *data,
+    const atomic_int *cancel, sd_error_t *err);
+
+void sd_model_close(sd_model_t *m);                 /* NULL is fine */
+
+/*
+ * arena bytes that one picture of this size needs: for its steps (guided), its
+ * prompt and its decoding, each by a plan run; any of them may be NULL
+ */
+int sd_model_plan(sd_model_t *m, sd_device_t *dev, int width, int height,
+    size_t *step, size_t *prompt, size_t *decode, sd_error_t *err);
+
+
+#endif
