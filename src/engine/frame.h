@@ -6,8 +6,10 @@
  * more.  It closes the connection when the client has gone: that is the cancel
  * signal.  The engine answers with frames {u32 type, u32 length, payload} in
  * the machine's byte order (both ends are the same machine and, by the version,
- * the same build): exactly one HEADER, before it any number of TICKs, after it
- * DATA, INFO and ENDING, and at last END.  A connection that closes without END
+ * the same build): exactly one HEADER, before it any number of TICKs and INFOs,
+ * after it DATA, INFO and ENDING, and at last END.  An INFO also re-arms the
+ * timer.  Each DATA frame ends where the format could go on or end: a part, an
+ * event.  A connection that closes without END
  * was cut; nginx's side then sends the last ENDING's bytes, if there are any,
  * so that the client sees an orderly error.
  */
@@ -140,6 +142,15 @@ typedef struct {
     uint32_t   queue_time;          /* ms from request to admission */
     uint32_t   time;                /* ms from request until now */
 } sd_frame_info_t;
+
+
+/* the engine's end: both append one frame to out */
+
+void sd_frame_append(sd_buf_t *out, sd_frame_type_t type, const void *data,
+    size_t len);
+/* content_type: "" for none; headers: "Name: value\r\n" lines */
+void sd_frame_header(sd_buf_t *out, int status, int64_t content_length,
+    const char *content_type, const char *headers, size_t headers_len);
 
 
 #endif
