@@ -172,11 +172,18 @@ int sd_upload(sd_context_t *cx, sd_tensor_t t, const float *src);
 int sd_download(sd_context_t *cx, float *dst, sd_tensor_t t);
 /* U8 tensors to host bytes */
 int sd_download_u8(sd_context_t *cx, uint8_t *dst, sd_tensor_t t);
+/* size bytes, for device tables (slots, row numbers) and snapshots: host
+ * memory to device memory, and between two places of device memory that do
+ * not overlap */
+int sd_put(sd_context_t *cx, void *dst, const void *src, size_t size);
+int sd_copy(sd_context_t *cx, void *dst, const void *src, size_t size);
 
 
 /*
  * y = conv(x ++ x2) + bias + residual.  r = 1 or 3, padding r / 2, stride 1 or
- * 2 (as w says); w->upsample: x is enlarged by nearest x2 first.
+ * 2 (as w says); w->upsample: x is enlarged by nearest x2 first, and h' or w'
+ * may be one less than twice x's, for latents of an odd size: then the last row
+ * or column of the enlarged x does not exist (as interpolate to a size does).
  * x: [n, h, w, c], x2: [n, h, w, c2] or empty, c + c2 = w->c
  * y: [n, h', w', k], residual: as y or empty; y may be residual itself
  */
@@ -222,7 +229,9 @@ typedef enum {
 
 /*
  * y = act(x w^T + bias) + residual
- * x: [n, h, w, c] read as rows, y: same rows, [.., k] (k / 2 for GEGLU)
+ * x: [n, h, w, c] read as rows, y: same rows, [.., k] (k / 2 for GEGLU), of
+ * the activation type, or F32 (tables of time embeddings) where act is NONE
+ * and there is no residual
  */
 typedef struct {
     sd_tensor_t         x;
@@ -356,6 +365,10 @@ struct sd_ops_s {
     int         (*upload)(sd_context_t *cx, sd_tensor_t t, const float *src);
     int         (*download)(sd_context_t *cx, float *dst, sd_tensor_t t);
     int         (*download_u8)(sd_context_t *cx, uint8_t *dst, sd_tensor_t t);
+    int         (*put)(sd_context_t *cx, void *dst, const void *src,
+                       size_t size);
+    int         (*copy)(sd_context_t *cx, void *dst, const void *src,
+                        size_t size);
 
     int         (*conv2d)(sd_context_t *cx, sd_tensor_t y,
                           const sd_conv2d_t *d);
