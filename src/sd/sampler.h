@@ -49,17 +49,25 @@ typedef enum {
 } sd_spacing_t;
 
 
-/* scheduler_config.json, with the defaults of the scheduler's own class for
- * keys that are missing (a missing clip_sample means true for DDIM) */
+/*
+ * scheduler_config.json, with the defaults of the scheduler's own class for
+ * keys that are missing (a missing clip_sample means true for DDIM).  Keys that
+ * we do not know are ignored, values that we know and do not implement are
+ * refused: dynamic thresholding, learned variance, epsilon prediction at zero
+ * terminal SNR, and for Euler's own class the other sigma schedules.
+ *
+ * alphas_cumprod is the model's own: computed in fp32, with products in double,
+ * as in training, so that no difference comes from a better table.
+ */
 
 typedef struct {
     char              class_name[64];
     int               num_train_timesteps;
     sd_prediction_t   prediction;
     sd_spacing_t      spacing;          /* -1: the sampler's own default */
-    int               steps_offset;
-    int               set_alpha_to_one;
-    int               clip_sample;
+    int               steps_offset;     /* for leading */
+    int               set_alpha_to_one; /* DDIM's last step, else alpha 0 */
+    int               clip_sample;      /* DDIM alone clips */
     double            clip_range;
     int               rescale_zero_snr;
     double           *alphas_cumprod;   /* [num_train_timesteps], owned */
@@ -73,12 +81,14 @@ void sd_scheduler_config_free(sd_scheduler_config_t *c);
 /* one row of the table of samplers */
 
 typedef struct {
-    const char   *name;             /* "ddim", "euler": what requests say */
+    const char   *name;             /* "ddim", "euler", "euler_a": what
+                                       requests and states say */
     const char   *class_name;       /* diffusers' scheduler class */
     int           kept;             /* tensors that it keeps */
     int           stochastic;
     int         (*rows)(int steps); /* model evaluations */
-    /* returns SD_OK with init_sigma, the factor of the initial noise, set */
+    /* returns SD_OK with init_sigma, the factor of the initial noise, set;
+     * steps over num_train_timesteps are a 400 "num_inference_steps" */
     int         (*compile)(sd_sampler_row_t *rows, double *init_sigma,
                            const sd_scheduler_config_t *c, int steps,
                            sd_error_t *err);
@@ -86,8 +96,12 @@ typedef struct {
 
 extern const sd_sampler_t  sd_samplers[];           /* ends with name NULL */
 
-const sd_sampler_t *sd_sampler_find(const char *name);   /* or NULL */
-/* the one for the model's own scheduler; DDIM where we have no such (PNDM) */
+/* by name or class name, letters' case ignored; or NULL */
+const sd_sampler_t *sd_sampler_find(const char *name);
+/*
+ * the one for the model's own scheduler; DDIM on the same betas where we have
+ * no such (PNDM, DPMSolverMultistep ...)
+ */
 const sd_sampler_t *sd_sampler_default(const sd_scheduler_config_t *c);
 
 
