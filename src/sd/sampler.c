@@ -199,17 +199,15 @@ sd_sampler_sigmas(sd_sampler_row_t *row, double *sigma, double *next,
 
     spacing = (int) c->spacing == -1 ? SD_SPACING_LINSPACE : c->spacing;
 
-    /* the model's timesteps are fp32 */
-
-    t = (float) sd_sampler_timestep(c, spacing, steps, i);
+    t = sd_sampler_timestep(c, spacing, steps, i);
     s = sd_sampler_sigma(c, t);
 
     *sigma = s;
     *next = 0;
 
     if (i + 1 < steps) {
-        *next = sd_sampler_sigma(c, (float) sd_sampler_timestep(c, spacing,
-                                                               steps, i + 1));
+        *next = sd_sampler_sigma(c, sd_sampler_timestep(c, spacing, steps,
+                                                        i + 1));
     }
 
     row->timestep = t;
