@@ -109,7 +109,7 @@ sd_base64_decode(void *dst, const char *src, size_t n)
 
     /* what is left must be whole bytes, and its spare bits zero */
 
-    if ((pad && have + pad != 4) || have == 1) {
+    if ((pad && (have < 2 || have + pad != 4)) || have == 1) {
         return SD_ERROR;
     }
 

@@ -25,7 +25,7 @@ int sd_png_encode(sd_buf_t *out, const uint8_t *rgb, int width, int height,
 
 /*
  * smooth (Catmull-Rom) enlargement of src [h, w, 3] to dst [h * scale,
- * w * scale, 3], for previews
+ * w * scale, 3], for previews; scale: 1 .. 64
  */
 void sd_image_upscale(uint8_t *dst, const uint8_t *src, int width, int height,
     int scale);
