@@ -1,12 +1,35 @@
 # make help tells what there is
 
+SHELL     := /bin/bash
 BUILD     ?= build
 CC        ?= gcc
 OPT       ?= -O2 -g
 WARN      := -Wall -Wextra -Werror -Wno-unused-parameter \
              -Wpointer-arith -Wstrict-prototypes -Wvla
-CFLAGS    += -std=gnu11 $(OPT) -fPIC -pthread -ffp-contract=off $(WARN)
+CFLAGS    += -std=gnu11 $(OPT) -fPIC -fvisibility=hidden -pthread \
+             -ffp-contract=off $(WARN)
 LDLIBS    += -lturbojpeg -lpng -lcjson -lpcre2-8 -lutf8proc -lm -pthread
+
+# where Debian's nginx-dev keeps what a module needs
+NGINX     ?= /usr/sbin/nginx
+NGINX_SRC ?= /usr/share/nginx/src
+
+PORT      ?= 8080
+T         ?= t/*.t
+
+# SANITIZE=address, SANITIZE=thread: everything in a directory of its own
+ifdef SANITIZE
+override BUILD := $(BUILD)/$(SANITIZE)
+SAN_address    := -fsanitize=address,undefined -fno-sanitize-recover=all
+SAN_thread     := -fsanitize=thread
+CFLAGS    += $(SAN_$(SANITIZE)) -fno-omit-frame-pointer
+LDFLAGS   += $(SAN_$(SANITIZE))
+endif
+
+# to build and run; the tests need more: a browser, and python to drive it
+PKGS      := build-essential nginx nginx-dev libturbojpeg0-dev libcjson-dev \
+             libpcre2-dev libutf8proc-dev libpng-dev perl curl
+TEST_PKGS := chromium python3-venv ca-certificates
 
 # libsd.a: everything but the command and nginx's side
 DIRS      := src/io src/ops src/ops/cpu src/sd src/engine src/http
@@ -15,9 +38,36 @@ OBJS      := $(SRCS:%.c=$(BUILD)/%.o)
 CLI       := $(sort $(wildcard src/cli/*.c))
 UNITS     := $(sort $(wildcard t/unit/*.c))
 TESTS     := $(UNITS:%.c=$(BUILD)/%)
+FUZZ      := $(sort $(wildcard t/fuzz/*.c))
+FUZZERS   := $(FUZZ:%.c=$(BUILD)/%)
+FUZZ_TIME ?= 60
+
 
 .PHONY: all
-all: $(BUILD)/sd
+all: $(BUILD)/ngx_http_sd_module.so $(if $(CLI),$(BUILD)/sd)
+
+
+.PHONY: help
+help:
+	@echo 'make           build/ngx_http_sd_module.so and build/sd'
+	@echo 'make deps      install what is missing from Debian (root or sudo)'
+	@echo 'make demo      build, start nginx on 127.0.0.1:$(PORT), paint a picture'
+	@echo '               PORT=8081 for another port'
+	@echo 'make stop      end the nginx that make demo left running'
+	@echo 'make test      every test; T=t/reload.t for one,'
+	@echo '               T=build/t/unit/buf for a unit'
+	@echo 'make units     build the unit tests only'
+	@echo 'make bench     measure this machine, write bench/RESULTS.md'
+	@echo 'make golden    remake the reference numbers (torch, diffusers)'
+	@echo 'make fuzz      FUZZ_TIME=60 seconds a parser, with clang'
+	@echo 'make install   the module into $(NGINX_MODULES)'
+	@echo 'make clean     remove $(BUILD)/'
+	@echo
+	@echo 'SANITIZE=address or SANITIZE=thread builds in build/address,'
+	@echo 'build/thread; BUILD=dir builds elsewhere.'
+
+
+# objects, library, command
 
 $(BUILD)/%.o: %.c
 	@mkdir -p $(@D)
@@ -30,6 +80,37 @@ $(BUILD)/libsd.a: $(OBJS)
 $(BUILD)/sd: $(CLI:%.c=$(BUILD)/%.o) $(BUILD)/libsd.a
 	$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LDLIBS)
 
+# not $(BUILD)/libsd.a by name, so that nginx's own build can ask for it
+.PHONY: lib
+lib: $(BUILD)/libsd.a
+
+
+# the module, by nginx's own configure; SD_LIB says that libsd.a is there
+
+NGX_OBJS  := $(abspath $(BUILD))/nginx
+
+$(BUILD)/nginx/Makefile: config config.make Makefile
+	@test -f $(NGINX_SRC)/conf_flags \
+	    || { echo '$(NGINX_SRC) is missing: run "make deps"'; exit 1; }
+	@mkdir -p $(@D)
+	cd $(NGINX_SRC) && . ./conf_flags \
+	    && SD_LIB=$(abspath $(BUILD))/libsd.a ./configure \
+	       --with-cc-opt='$(OPT) -fPIC $(SAN_$(SANITIZE))' \
+	       --with-ld-opt='$(SAN_$(SANITIZE))' "$${NGX_CONF_FLAGS[@]}" \
+	       --builddir=$(NGX_OBJS) --add-dynamic-module=$(CURDIR) \
+	       > $(NGX_OBJS)/configure.log \
+	    || { tail -5 $(NGX_OBJS)/configure.log; exit 1; }
+	@touch $@
+
+# moved into place: a running nginx keeps the file that it has mapped
+$(BUILD)/ngx_http_sd_module.so: $(BUILD)/nginx/Makefile $(BUILD)/libsd.a \
+        ngx_http_sd_module.c $(wildcard src/*/*.h)
+	env -u CFLAGS $(MAKE) -f $(NGX_OBJS)/Makefile -C $(NGINX_SRC) modules
+	cp $(NGX_OBJS)/ngx_http_sd_module.so $@.new && mv -f $@.new $@
+
+
+# tests
+
 $(BUILD)/t/unit/%: $(BUILD)/t/unit/%.o $(BUILD)/libsd.a
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LDLIBS)
@@ -37,5 +118,105 @@ $(BUILD)/t/unit/%: $(BUILD)/t/unit/%.o $(BUILD)/libsd.a
 .PHONY: units
 units: $(TESTS)
 
-.PRECIOUS: $(BUILD)/t/unit/%.o
+# a sanitized module does not load into Debian's nginx: units only, then
+.PHONY: test
+ifdef SANITIZE
+test: units
+	prove $(TESTS)
+else
+test:
+	@$(MAKE) --no-print-directory deps PKGS='$(PKGS) $(TEST_PKGS)'
+	@$(MAKE) --no-print-directory -j$$(nproc) all units
+	SD_BUILD=$(BUILD) prove -It/lib \
+	    $(if $(filter command line,$(origin T)),$(T),$(TESTS) $(T))
+endif
+
+$(BUILD)/t/fuzz/%: t/fuzz/%.c $(SRCS)
+	@mkdir -p $(@D)
+	clang $(CPPFLAGS) -std=gnu11 -O1 -g -pthread -ffp-contract=off \
+	    -fsanitize=fuzzer,address,undefined -o $@ $^ $(LDLIBS)
+
+.PHONY: fuzz
+fuzz: $(FUZZERS)
+	for f in $(FUZZERS); do \
+	    mkdir -p $$f.corpus && $$f -max_total_time=$(FUZZ_TIME) \
+	        -artifact_prefix=$$f. $$f.corpus || exit 1; \
+	done
+
+
+# reference numbers and measurements want python packages from PyPI
+
+VENV := $(BUILD)/venv
+
+$(VENV)/golden: t/golden/requirements.txt
+	test -x $(VENV)/bin/pip || python3 -m venv $(VENV)
+	$(VENV)/bin/pip install -q -r $<
+	touch $@
+
+.PHONY: golden
+golden: $(VENV)/golden
+	$(VENV)/bin/python t/golden/make.py
+
+.PHONY: bench
+bench: all
+	bench/run
+
+
+# the demo
+
+.PHONY: demo
+demo:
+	@SD_START=$$(date +%s) && export SD_START \
+	&& $(MAKE) --no-print-directory deps \
+	&& $(MAKE) --no-print-directory -j$$(nproc) all \
+	&& conf/demo start $(BUILD) $(PORT) $(NGINX) \
+	&& perl -It/lib t/demo.pl http://127.0.0.1:$(PORT) $(BUILD)/demo
+
+.PHONY: stop
+stop:
+	@conf/demo stop $(BUILD)
+
+
+# what a fresh Debian lacks; nginx must not start as a service on port 80,
+# which policy-rc.d forbids while we install
+
+.PHONY: deps
+deps:
+	@missing=; for p in $(PKGS); do \
+	    dpkg-query -W -f '$${db:Status-Status}' $$p 2>/dev/null \
+	        | grep -qx installed || missing="$$missing $$p"; \
+	done; \
+	test -z "$$missing" && exit 0; \
+	echo "installing$$missing"; \
+	if test $$(id -u) = 0; then sudo=; \
+	elif command -v sudo >/dev/null; then sudo=sudo; \
+	else echo 'needs root: run "make deps" as root once'; exit 1; fi; \
+	rc=/usr/sbin/policy-rc.d; \
+	if test ! -e $$rc; then \
+	    printf '#!/bin/sh\nexit 101\n' | $$sudo tee $$rc >/dev/null; \
+	    $$sudo chmod 755 $$rc; \
+	    trap "$$sudo rm -f $$rc" EXIT; \
+	fi; \
+	apt="$$sudo env DEBIAN_FRONTEND=noninteractive apt-get -y -q \
+	     -o Acquire::Retries=3 -o DPkg::Lock::Timeout=120"; \
+	$$apt update >/dev/null; \
+	$$apt install --no-install-recommends $$missing >/dev/null \
+	    || { echo "apt-get could not install$$missing"; exit 1; }
+
+
+NGINX_MODULES ?= /usr/lib/nginx/modules
+
+.PHONY: install
+install: all
+	install -D -m 644 $(BUILD)/ngx_http_sd_module.so \
+	    $(DESTDIR)$(NGINX_MODULES)/ngx_http_sd_module.so.new
+	mv -f $(DESTDIR)$(NGINX_MODULES)/ngx_http_sd_module.so.new \
+	    $(DESTDIR)$(NGINX_MODULES)/ngx_http_sd_module.so
+
+.PHONY: clean
+clean:
+	rm -rf $(BUILD)
+
+
+.PRECIOUS: $(BUILD)/%.o
 -include $(OBJS:.o=.d) $(CLI:%.c=$(BUILD)/%.d) $(UNITS:%.c=$(BUILD)/%.d)

@@ -1,0 +1,27 @@
+/*
+ * What `nginx -t` and a reload check of a model: its files' headers and
+ * configuration, in milliseconds, without a weight, a device or a thread.
+ */
+
+#ifndef SD_CHECK_H
+#define SD_CHECK_H
+
+#include <sys/types.h>
+
+#include "../io/error.h"
+
+
+/* the user who will load the model; the checking process may be root */
+
+typedef struct {
+    const char   *name;
+    uid_t         uid;
+    gid_t         gid;
+} sd_user_t;
+
+/* as: NULL for the calling user.  For a single-threaded process: files are
+ * opened under the other user's identity, which is put back after that */
+int sd_check_model(const char *path, const sd_user_t *as, sd_error_t *err);
+
+
+#endif
