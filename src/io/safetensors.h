@@ -6,7 +6,8 @@
  *
  * Hostile input: header at most 100 MB, at most 65536 tensors, rank at most 8,
  * sizes by overflow-checked products, offsets inside the file, no overlaps, no
- * duplicate names.  Error messages name file and tensor.
+ * duplicate names.  Error messages name file and tensor; their code is
+ * "invalid_safetensors", their status 400 where the bytes came by parse().
  */
 
 #ifndef SD_SAFETENSORS_H
@@ -64,6 +65,9 @@ size_t sd_safetensors_count(const sd_safetensors_t *st);
 const sd_st_tensor_t *sd_safetensors_get(const sd_safetensors_t *st, size_t i);
 const sd_st_tensor_t *sd_safetensors_find(const sd_safetensors_t *st,
     const char *name);                               /* O(log n); or NULL */
+/* the file that holds t; NULL: the first file of the set */
+const char *sd_safetensors_path(const sd_safetensors_t *st,
+    const sd_st_tensor_t *t);
 const char *sd_safetensors_meta(const sd_safetensors_t *st, const char *key);
 uint64_t sd_safetensors_bytes(const sd_safetensors_t *st);   /* on disk */
 
