@@ -155,33 +155,39 @@ sd_sampler_ddim(sd_sampler_row_t *rows, double *init_sigma,
 }
 
 
+static double
+sd_sampler_whole_sigma(const sd_scheduler_config_t *c, int t)
+{
+    double  a;
+
+    a = c->alphas_cumprod[t];
+
+    /* no SNR at all is no sigma: diffusers' stand-in */
+
+    if (c->rescale_zero_snr && t == c->num_train_timesteps - 1) {
+        a = 1.0 / (1 << 24);
+    }
+
+    return sqrt((1 - a) / a);
+}
+
+
 /* sigma at a timestep that need not be whole, by linear interpolation */
 
 static double
 sd_sampler_sigma(const sd_scheduler_config_t *c, double t)
 {
-    int     i, k;
-    double  a, s[2];
+    int     i;
+    double  s;
 
     i = (int) t;
+    s = sd_sampler_whole_sigma(c, i);
 
-    for (k = 0; k < 2; k++, i++) {
-        if (i >= c->num_train_timesteps) {
-            return s[0];
-        }
-
-        a = c->alphas_cumprod[i];
-
-        /* no SNR at all is no sigma: diffusers' stand-in */
-
-        if (c->rescale_zero_snr && i == c->num_train_timesteps - 1) {
-            a = 1.0 / (1 << 24);
-        }
-
-        s[k] = sqrt((1 - a) / a);
+    if (i + 1 < c->num_train_timesteps) {
+        s += (sd_sampler_whole_sigma(c, i + 1) - s) * (t - i);
     }
 
-    return s[0] + (s[1] - s[0]) * (t - floor(t));
+    return s;
 }
 
 
