@@ -1,0 +1,465 @@
+#!/usr/bin/env python3
+"""
+Drives Debian's Chromium and prints TAP.  Run by t/js.t and t/browser.t in
+build/venv.
+
+    browser.py unit             runs t/sd_test.js over html/sd.js, no server
+    browser.py page URL SHOTS   the page at URL; screenshots go to SHOTS
+"""
+
+import json
+import os
+import re
+import sys
+import time
+import traceback
+import urllib.request
+
+from playwright.sync_api import expect, sync_playwright
+
+
+TOP = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+CHROMIUM = '/usr/bin/chromium'
+TIMEOUT = 60000     # ms that any condition may take on a slow machine
+
+
+class Tap:
+
+    def __init__(self):
+        self.count = 0
+        self.failed = 0
+
+    def ok(self, good, name, *why):
+        self.count += 1
+        self.failed += not good
+        print(f'{"ok" if good else "not ok"} {self.count} - {name}')
+
+        if not good:
+            for line in why:
+                print(f'# {line}')
+
+        sys.stdout.flush()
+
+    def done(self):
+        print(f'1..{self.count}')
+        return 1 if self.failed else 0
+
+
+def unit(browser):
+    files = {
+        '/': ('text/html', '<!DOCTYPE html><title>sd.js</title>'),
+        '/sd.js': ('text/javascript', 'html/sd.js'),
+        '/sd_test.js': ('text/javascript', 't/sd_test.js'),
+    }
+
+    def serve(route):
+        path = re.sub(r'^https?://[^/]+', '', route.request.url)
+
+        if path not in files:
+            route.fulfill(status=404, body='')
+            return
+
+        kind, body = files[path]
+
+        if body.endswith('.js'):
+            with open(os.path.join(TOP, body), encoding='utf-8') as f:
+                body = f.read()
+
+        route.fulfill(status=200, content_type=kind, body=body)
+
+    page = browser.new_page()
+    page.route('**/*', serve)
+    page.goto('http://sd.test/')
+    lines = page.evaluate("import('/sd_test.js').then(test => test.run())")
+    print('\n'.join(lines))
+
+    return 1 if any(line.startswith('not ok') for line in lines) else 0
+
+
+class Visitor:
+    """a page in a window of its own, and what it complained of"""
+
+    def __init__(self, browser, url, **options):
+        self.url = url
+        self.context = browser.new_context(**options)
+        self.page = self.context.new_page()
+        self.page.set_default_timeout(TIMEOUT)
+        self.complaints = []
+        self.page.on('console', self.console)
+        self.page.on('pageerror', lambda e: self.complaints.append(str(e)))
+        self.page.goto(url)
+
+    def console(self, message):
+        if message.type in ('error', 'warning'):
+            self.complaints.append(message.text)
+
+    def __getattr__(self, name):
+        return getattr(self.page, name)
+
+    def see(self, selector):
+        return expect(self.page.locator(selector))
+
+    def set(self, field, value):
+        self.page.evaluate('''([name, value]) => {
+            const field = document.getElementById(name);
+            field.value = value;
+            field.dispatchEvent(new Event("input", { bubbles: true }));
+        }''', [field, str(value)])
+
+    def generate(self, prompt, **fields):
+        for name, value in fields.items():
+            self.set(name, value)
+
+        self.page.fill('#prompt', prompt)
+        self.page.click('#generate')
+
+    def finished(self):
+        self.see('#stage img[data-final=true]').to_be_visible()
+        self.see('#generate').to_be_visible()
+        self.see('#stage img').to_have_count(1)     # the fading is over
+
+    def frames(self):
+        """digests of the frames' bytes, in the strip's order"""
+        return self.page.evaluate('''async () => {
+            const frames = [];
+
+            for (const img of document.querySelectorAll("#cells img")) {
+                const bytes = new Uint8Array(
+                    await (await fetch(img.src)).arrayBuffer());
+                let hash = bytes.length;
+
+                for (const byte of bytes) {
+                    hash = (hash * 31 + byte) >>> 0;
+                }
+
+                frames.push(hash);
+            }
+
+            return frames;
+        }''')
+
+    def width(self):
+        """of all that could be scrolled to, less the window's"""
+        return self.page.evaluate('''document.documentElement.scrollWidth
+                                     - document.documentElement.clientWidth''')
+
+
+def status(url):
+    with urllib.request.urlopen(url + 'status', timeout=10) as answer:
+        return json.load(answer)
+
+
+def until(condition, seconds=30):
+    end = time.monotonic() + seconds
+
+    while time.monotonic() < end:
+        if condition():
+            return True
+
+        time.sleep(0.05)
+
+    return False
+
+
+def picture(tap, browser, url, shots):
+    v = Visitor(browser, url, viewport={'width': 1280, 'height': 860})
+    v.screenshot(path=f'{shots}/desktop-empty.png')
+
+    v.page.evaluate('''() => {
+        const form = document.getElementById("form");
+
+        form.addEventListener("submit", () => {
+            const began = performance.now();
+
+            requestAnimationFrame(() => setTimeout(() => {
+                window.feedback = performance.now() - began;
+                window.noisy = document.getElementById("stage")
+                                       .classList.contains("noisy");
+            }));
+        });
+    }''')
+
+    v.generate('a lighthouse by the sea at sunset', seed=7,
+               num_inference_steps=20)
+
+    v.see('#cells img').not_to_have_count(0)
+    v.see('#stage img').not_to_have_count(0)
+    tap.ok(v.page.evaluate('window.noisy && window.feedback < 200'),
+           'submitting shows something in a blink',
+           v.page.evaluate('window.feedback'))
+    v.see('#stop').to_be_visible()
+    v.see('#where').to_have_text(re.compile(r'^step \d+ / 20$'))
+    v.screenshot(path=f'{shots}/desktop-forming.png')
+
+    v.finished()
+    frames = v.frames()
+    tap.ok(len(frames) >= 10 and len(set(frames)) >= 10,
+           'many different frames come on the way', frames)
+    tap.ok(v.inner_text('#where') == 'finished', 'and then the final one',
+           v.inner_text('#where'))
+    tap.ok(re.fullmatch(r'first preview [\d.]+ s · total [\d.]+ s',
+                        v.inner_text('#times')),
+           'with the times', v.inner_text('#times'))
+    tap.ok(v.page.evaluate('''document.querySelector("#stage img")
+                                      .naturalWidth == 256'''),
+           'the picture is 256 pixels wide')
+    v.screenshot(path=f'{shots}/desktop-done.png')
+
+    with v.page.expect_download() as download:
+        v.click('#download')
+
+    tap.ok(download.value.suggested_filename
+           == 'a-lighthouse-by-the-sea-at-sunset-7.jpg',
+           'it can be saved under a telling name',
+           download.value.suggested_filename)
+
+    with open(download.value.path(), 'rb') as f:
+        tap.ok(f.read(3) == b'\xff\xd8\xff', 'and is a JPEG')
+
+    # the strip
+
+    v.focus('#scrub')
+    v.keyboard.press('Home')
+    v.see('#where').to_have_text('step 1 / 20')
+    v.see('#stage img[data-step="1"]').to_have_count(1)
+    v.keyboard.press('ArrowRight')
+    v.see('#where').to_have_text('step 2 / 20')
+    tap.ok(True, 'the keyboard scrubs through the frames')
+    v.screenshot(path=f'{shots}/desktop-frame.png')
+
+    box = v.locator('#scrub').bounding_box()
+    v.mouse.move(box['x'] + box['width'] * 9.5 / 21, box['y'] + 20)
+    v.see('#where').to_have_text('step 10 / 20')
+    v.mouse.move(box['x'], box['y'] + 300)
+    v.see('#where').to_have_text('step 2 / 20')
+    tap.ok(True, 'hovering looks, and leaving goes back')
+    v.mouse.click(box['x'] + box['width'] * 9.5 / 21, box['y'] + 20)
+    v.mouse.move(box['x'], box['y'] + 300)
+    v.see('#where').to_have_text('step 10 / 20')
+    tap.ok(True, 'a click chooses')
+
+    # going on from a frame
+
+    v.see('#branch').to_have_text('Go on from step 10')
+    v.click('#branch')
+    v.see('#stop').to_be_visible()
+    v.finished()
+    tap.ok(v.frames() == frames,
+           'going on from step 10 leads to the same picture')
+
+    v.focus('#scrub')
+    v.keyboard.press('Home')
+
+    for _ in range(7):
+        v.keyboard.press('ArrowRight')
+
+    v.see('#where').to_have_text('step 8 / 20')
+    v.fill('#prompt', 'a castle in the snow at night')
+    v.click('#branch')
+    v.see('#stop').to_be_visible()
+    v.finished()
+    branched = v.frames()
+    tap.ok(branched[:8] == frames[:8] and branched[-1] != frames[-1],
+           'with another prompt it branches off there')
+
+    # the same seed, the same picture
+
+    v.generate('a lighthouse by the sea at sunset')
+    v.see('#stop').to_be_visible()
+    v.finished()
+    tap.ok(v.frames() == frames, 'the same seed gives the same frames')
+
+    tap.ok(v.complaints == [], 'no complaint on the console', *v.complaints)
+    v.context.close()
+
+
+def cancel(tap, browser, url):
+    v = Visitor(browser, url)
+    v.generate('a windmill on the hills at dawn', num_inference_steps=50)
+    v.see('#cells img').not_to_have_count(0)
+    tap.ok(status(url)['running'] > 0, 'a job runs')
+    v.click('#stop')
+    v.see('#generate').to_be_visible()
+    tap.ok(until(lambda: status(url)['running'] == 0, 5),
+           'Stop ends the job on the server', json.dumps(status(url)))
+    n = v.locator('#cells img').count()
+    tap.ok(n < 50, 'before its end', n)
+    v.see('#error').to_be_hidden()
+
+    v.focus('#scrub')
+    v.keyboard.press('End')
+
+    if v.locator('#branch').is_disabled():          # cut before its latent
+        v.keyboard.press('ArrowLeft')
+
+    v.click('#branch')
+    v.finished()
+    tap.ok(v.locator('#cells img').count() > n,
+           'a stopped picture can be gone on with')
+
+    v.generate('a windmill on the hills at dawn', num_inference_steps=50)
+    v.see('#cells img').not_to_have_count(0)
+    v.keyboard.press('Escape')
+    v.see('#generate').to_be_visible()
+    tap.ok(until(lambda: status(url)['running'] == 0, 5), 'Escape stops, too')
+
+    v.generate('a red house', num_inference_steps=50)
+    v.see('#cells img').not_to_have_count(0)
+    tap.ok(v.complaints == [], 'no complaint on the console', *v.complaints)
+    v.context.close()
+    tap.ok(until(lambda: status(url)['running'] == 0, 5),
+           'closing the page stops, too')
+
+
+def errors(tap, browser, url, shots):
+    v = Visitor(browser, url, color_scheme='dark',
+                viewport={'width': 1280, 'height': 860})
+
+    v.generate('a house', width=257)
+    v.see('#error').to_be_visible()
+    tap.ok(re.search('width', v.inner_text('#error'), re.I),
+           'a wrong field is told in words', v.inner_text('#error'))
+    tap.ok(v.page.evaluate('''document.activeElement.id == "width" &&
+               document.activeElement.ariaInvalid == "true"'''),
+           'and has the focus')
+    v.screenshot(path=f'{shots}/desktop-error.png')
+
+    v.set('width', 256)
+    v.see('#width').not_to_have_attribute('aria-invalid', 'true')
+    v.set('seed', 'lots')
+    v.click('#generate')
+    v.see('#seed').to_have_attribute('aria-invalid', 'true')
+    tap.ok(re.search('seed', v.inner_text('#error'), re.I), 'so is a seed',
+           v.inner_text('#error'))
+    v.set('seed', '')
+
+    # the queue is full, and then it is not
+
+    full = [503]
+
+    def busy(route):
+        if not full:
+            route.fallback()
+            return
+
+        full.pop()
+        route.fulfill(status=503, headers={'Retry-After': '2'}, json={
+            'error': {'message': 'the queue is full', 'type': 'server_error',
+                      'param': None, 'code': 'queue_full'}})
+
+    v.page.route('**/generate', busy)
+    v.click('#generate')
+    v.see('#error').to_have_text(
+        re.compile(r'The queue is full\. Trying again in [12] s\.'))
+    tap.ok(v.locator('#retry').is_visible(), 'a full queue has a countdown')
+    v.finished()
+    v.see('#error').to_be_hidden()
+    tap.ok(True, 'after which it tries again')
+    v.page.unroute('**/generate')
+
+    # a connection that breaks, and a server that is not there
+
+    v.page.route('**/generate', lambda route: route.abort())
+    v.click('#generate')
+    v.see('#error').to_contain_text('cannot be reached')
+    v.see('#retry').to_be_visible()
+    tap.ok(True, 'a server that is not there is told')
+    v.page.unroute('**/generate')
+
+    v.page.route('**/generate', lambda route: route.fulfill(
+        status=200, content_type='multipart/mixed; boundary=b',
+        body='--b\r\nContent-Length: 10\r\n\r\nabc'))
+    v.click('#generate')
+    v.see('#error').to_contain_text('connection was cut')
+    tap.ok(True, 'a cut is told')
+    v.page.unroute('**/generate')
+
+    v.click('#retry')
+    v.finished()
+    v.see('#error').to_be_hidden()
+    tap.ok(True, 'and all goes on')
+
+    v.context.close()
+
+
+def phone(tap, browser, url, shots):
+    for scheme in ('light', 'dark'):
+        v = Visitor(browser, url, viewport={'width': 360, 'height': 740},
+                    is_mobile=True, has_touch=True, color_scheme=scheme,
+                    device_scale_factor=2)
+        wide = v.width()
+        v.screenshot(path=f'{shots}/phone-{scheme}-empty.png')
+        v.page.locator('#chips button').first.tap()
+        v.see('#cells img').not_to_have_count(0)
+        wide = max(wide, v.width())
+        v.screenshot(path=f'{shots}/phone-{scheme}-forming.png')
+        v.finished()
+        wide = max(wide, v.width())
+        v.screenshot(path=f'{shots}/phone-{scheme}-done.png')
+        v.page.locator('#settings summary').tap()
+        v.see('#seed').to_be_visible()
+        wide = max(wide, v.width())
+        v.screenshot(path=f'{shots}/phone-{scheme}-settings.png',
+                     full_page=True)
+        tap.ok(wide == 0, f'a phone needs not scroll sideways ({scheme})', wide)
+
+        small = v.page.evaluate('''[...document.querySelectorAll(
+                "#form button, #actions > *, #form input, #form select")]
+            .filter(e => e.offsetHeight && e.offsetHeight < 40)
+            .map(e => e.id || e.textContent)''')
+        tap.ok(small == [], f'and a finger finds its mark ({scheme})', small)
+        tap.ok(v.complaints == [], f'no complaint on the console ({scheme})',
+               *v.complaints)
+        v.context.close()
+
+
+def labels(tap, browser, url):
+    v = Visitor(browser, url)
+    nameless = v.page.evaluate('''[...document.querySelectorAll(
+            "input, select, textarea, button")]
+        .filter(e => !(e.labels?.length || e.ariaLabel
+                       || e.textContent.trim() || e.hidden))
+        .map(e => e.id)''')
+    tap.ok(nameless == [], 'every control has a name', nameless)
+
+    outside = v.page.evaluate('''performance.getEntriesByType("resource")
+        .map(e => e.name).filter(n => !n.startsWith(location.origin))''')
+    tap.ok(outside == [], 'nothing is loaded from elsewhere', outside)
+    v.context.close()
+
+
+def main():
+    with sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=CHROMIUM,
+                                    args=['--no-sandbox'])
+
+        try:
+            if sys.argv[1] == 'unit':
+                return unit(browser)
+
+            url, shots = sys.argv[2:4]
+            os.makedirs(shots, exist_ok=True)
+            expect.set_options(timeout=TIMEOUT)
+            tap = Tap()
+
+            for test in (
+                lambda: picture(tap, browser, url, shots),
+                lambda: cancel(tap, browser, url),
+                lambda: errors(tap, browser, url, shots),
+                lambda: phone(tap, browser, url, shots),
+                lambda: labels(tap, browser, url),
+            ):
+                try:
+                    test()
+
+                except Exception:               # a condition never came true
+                    tap.ok(False, 'no exception',
+                           *traceback.format_exc().splitlines())
+
+            return tap.done()
+
+        finally:
+            browser.close()
+
+
+sys.exit(main())
