@@ -29,7 +29,7 @@ endif
 # to build and run; the tests need more: a browser, and python to drive it
 PKGS      := build-essential nginx nginx-dev libturbojpeg0-dev libcjson-dev \
              libpcre2-dev libutf8proc-dev libpng-dev perl curl
-TEST_PKGS := chromium python3-venv ca-certificates
+TEST_PKGS := chromium fonts-dejavu-core python3-venv ca-certificates
 
 # libsd.a: everything but the command and nginx's side
 DIRS      := src/io src/ops src/ops/cpu src/sd src/engine src/http
