@@ -35,6 +35,19 @@ TEST_PKGS := chromium fonts-dejavu-core python3-venv ca-certificates
 DIRS      := src/io src/ops src/ops/cpu src/sd src/engine src/http
 SRCS      := $(foreach d,$(DIRS),$(sort $(wildcard $d/*.c)))
 OBJS      := $(SRCS:%.c=$(BUILD)/%.o)
+
+# the cpu's kernels, once an instruction set; cpu.c chooses at run time
+ISA_SRCS  := $(sort $(wildcard src/ops/cpu/isa/*.c))
+ISAS      := baseline
+ifeq ($(shell uname -m),x86_64)
+ISAS      += avx2 avx512
+endif
+ISA_avx2   := -DSD_AVX2 -mavx2 -mfma
+ISA_avx512 := -DSD_AVX512 -mavx2 -mfma -mavx512f -mavx512bw -mavx512dq \
+              -mavx512vl -mprefer-vector-width=512
+ISA_OBJS  := $(foreach i,$(ISAS),\
+                 $(ISA_SRCS:src/ops/cpu/isa/%.c=$(BUILD)/src/ops/cpu/isa/$i/%.o))
+OBJS      += $(ISA_OBJS)
 CLI       := $(sort $(wildcard src/cli/*.c))
 UNITS     := $(sort $(wildcard t/unit/*.c))
 TESTS     := $(UNITS:%.c=$(BUILD)/%)
@@ -72,6 +85,14 @@ help:
 $(BUILD)/%.o: %.c
 	@mkdir -p $(@D)
 	$(CC) $(CPPFLAGS) $(CFLAGS) -MMD -MP -c -o $@ $<
+
+define isa_rule
+$$(BUILD)/src/ops/cpu/isa/$1/%.o: src/ops/cpu/isa/%.c
+	@mkdir -p $$(@D)
+	$$(CC) $$(CPPFLAGS) $$(CFLAGS) $$(ISA_$1) -MMD -MP -c -o $$@ $$<
+endef
+
+$(foreach i,$(ISAS),$(eval $(call isa_rule,$i)))
 
 $(BUILD)/libsd.a: $(OBJS)
 	rm -f $@
@@ -131,7 +152,7 @@ test:
 	    $(if $(filter command line,$(origin T)),$(T),$(TESTS) $(T))
 endif
 
-$(BUILD)/t/fuzz/%: t/fuzz/%.c $(SRCS)
+$(BUILD)/t/fuzz/%: t/fuzz/%.c $(SRCS) $(ISA_OBJS)
 	@mkdir -p $(@D)
 	clang $(CPPFLAGS) -std=gnu11 -O1 -g -pthread -ffp-contract=off \
 	    -fsanitize=fuzzer,address,undefined -o $@ $^ $(LDLIBS)

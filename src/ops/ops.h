@@ -44,6 +44,7 @@ typedef struct {
     int         n, h, w, c;
     int         ld;             /* elements from one pixel to the next; == c
                                    but for views that attention reads */
+    size_t      at;             /* where in the arena, also in plan mode */
 } sd_tensor_t;
 
 #define sd_empty(t)  ((t)->n == 0)

@@ -1,0 +1,112 @@
+/*
+ * The cpu backend's inside.
+ *
+ * DESIGN
+ *
+ * cpu.c is the backend's table: devices, transfers, and everything that is so
+ * cheap that plain C does.  pool.c is the threads.  weight.c packs weights in a
+ * layout that does not depend on the machine.  isa/ holds the kernels; each of
+ * its files is compiled once an instruction set, into one sd_kernels_t each.
+ *
+ * An operation cuts its work into tasks, by shapes alone or by what is known
+ * not to change results; a task has one owner, and no two tasks write the same
+ * bytes.  Every sum has one order.  So threads decide nothing but the time.
+ *
+ * Temporary memory: what outlives a task comes from the arena; a task's own
+ * comes from its thread's scratch, SD_SCRATCH bytes, which the device owns.
+ */
+
+#ifndef SD_CPU_H
+#define SD_CPU_H
+
+#include "../ops.h"
+
+
+/* columns of a panel of packed weights; see weight.c */
+#define SD_PANEL    32
+
+#define SD_SCRATCH  ((size_t) 16 << 20)
+
+#define sd_align(n, a)  (((n) + (a) - 1) / (a) * (a))
+#define sd_min(a, b)    ((a) < (b) ? (a) : (b))
+#define sd_max(a, b)    ((a) > (b) ? (a) : (b))
+
+
+/* pool.c */
+
+typedef struct sd_pool_s  sd_pool_t;
+
+/* scratch: 64-byte aligned, SD_SCRATCH bytes, holds what earlier tasks left */
+typedef void (*sd_task_pt)(void *data, int task, char *scratch);
+
+int sd_pool_create(sd_pool_t **pool, int threads, sd_error_t *err);
+void sd_pool_destroy(sd_pool_t *pool);
+
+/* what the process may use: affinity and cgroup quota, at least 1 */
+int sd_pool_default_threads(void);
+
+/*
+ * runs task(data, 0 .. n - 1), in any order, on all threads and this one.
+ * Looks at cx->cancel before each task; then cx->status is SD_CANCELLED.
+ */
+int sd_pool_run(sd_context_t *cx, sd_task_pt task, void *data, int n);
+
+
+/* weight.c: how a weight lies in memory; offsets in floats */
+
+typedef struct {
+    int      taps;              /* r * r */
+    int      panels;            /* of SD_PANEL columns, the last one maybe of
+                                   half as many */
+    int      columns;           /* of all panels */
+    size_t   rows;              /* of a panel: taps * c */
+    size_t   bias;              /* [columns] at the start */
+    size_t   matrix;            /* panels one after the other, each
+                                   [rows][its columns] */
+    size_t   size;
+} sd_packed_t;
+
+void sd_cpu_packed(const sd_weight_t *w, sd_packed_t *p);
+size_t sd_cpu_weight_size(sd_device_t *dev, const sd_weight_t *w);
+int sd_cpu_weight_pack(sd_device_t *dev, sd_weight_t *w, const float *data,
+    const float *bias, sd_error_t *err);
+
+
+/* isa/: what is compiled several times */
+
+typedef struct {
+    const char  *isa;
+    const char  *numerics;
+
+    int        (*conv2d)(sd_context_t *cx, sd_tensor_t y,
+                         const sd_conv2d_t *d);
+    int        (*group_norm)(sd_context_t *cx, sd_tensor_t y,
+                             const sd_group_norm_t *d);
+    int        (*linear)(sd_context_t *cx, sd_tensor_t y,
+                         const sd_linear_t *d);
+    int        (*layer_norm)(sd_context_t *cx, sd_tensor_t y,
+                             const sd_layer_norm_t *d);
+    int        (*attention)(sd_context_t *cx, sd_tensor_t o,
+                            const sd_attention_t *d);
+
+    /* flops of n rounds of independent FMAs: the peak, for benchmarks */
+    double     (*peak)(long n);
+} sd_kernels_t;
+
+extern const sd_kernels_t  sd_kernels_avx512;
+extern const sd_kernels_t  sd_kernels_avx2;
+extern const sd_kernels_t  sd_kernels_baseline;
+
+
+typedef struct {
+    const sd_kernels_t  *kernels;
+    sd_pool_t           *pool;
+} sd_cpu_t;
+
+/* a plan device has no impl; its allocations are those of any */
+#define sd_cpu_kernels(dev)                                                   \
+    ((dev)->impl != NULL ? ((sd_cpu_t *) (dev)->impl)->kernels                \
+                         : &sd_kernels_baseline)
+
+
+#endif

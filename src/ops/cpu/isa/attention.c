@@ -1,0 +1,275 @@
+/*
+ * Attention without the matrix of scores (Dao et al. 2022, Rabe and Staats
+ * 2021): keys go by in blocks; a running maximum and sum of each query rescale
+ * what has been added up.
+ *
+ * First keys and values are packed into panels, per sample and head: keys
+ * transposed, [d][32 keys], values [keys][32 of d].  A task is then a block of
+ * queries of one sample and head: scores of a block of keys by the tile
+ * product, exp in place, and the tile product with the values.
+ *
+ * Blocks of keys are always SD_KEYS long and in order, so sums do not depend on
+ * anything but the shape.
+ */
+
+#include "isa.h"
+
+
+#define SD_QUERIES  96
+#define SD_KEYS     256
+
+
+typedef struct {
+    sd_tensor_t      q, k, v, o;
+    int              heads, d;
+    int              kpanels;       /* of keys */
+    int              dcolumns;      /* of values, padded */
+    size_t           ksize, vsize;  /* floats a head */
+    float           *kpack, *vpack;
+    float            scale;
+    int              causal;
+    const int32_t   *kv_row;
+    int              blocks;        /* of queries */
+} sd_attend_t;
+
+
+static void sd_attend_pack(void *data, int task, char *scratch);
+static void sd_attend_task(void *data, int task, char *scratch);
+
+
+static void
+sd_attend_pack(void *data, int task, char *scratch)
+{
+    int           i, j, n, head, lk, panel, columns;
+    float        *dst;
+    size_t        at;
+    const float  *src;
+    sd_attend_t  *a = data;
+
+    n = task / a->heads;
+    head = task % a->heads;
+    lk = a->k.w;
+
+    dst = a->kpack + task * a->ksize;
+
+    for (panel = 0; panel < a->kpanels; panel++) {
+        for (j = 0; j < SD_PANEL; j++) {
+            at = panel * SD_PANEL + j;
+
+            if (at >= (size_t) lk) {
+                for (i = 0; i < a->d; i++) {
+                    dst[i * SD_PANEL + j] = 0;
+                }
+
+                continue;
+            }
+
+            src = (float *) a->k.data + ((size_t) n * lk + at) * a->k.ld
+                  + head * a->d;
+
+            for (i = 0; i < a->d; i++) {
+                dst[i * SD_PANEL + j] = src[i];
+            }
+        }
+
+        dst += a->d * SD_PANEL;
+    }
+
+    dst = a->vpack + task * a->vsize;
+
+    for (i = 0; i < a->dcolumns; i += SD_PANEL) {
+        columns = sd_min(SD_PANEL, a->dcolumns - i);
+        src = (float *) a->v.data + (size_t) n * lk * a->v.ld + head * a->d + i;
+
+        for (j = 0; j < lk; j++) {
+            memset(dst, 0, columns * sizeof(float));
+            memcpy(dst, src, sd_min(columns, a->d - i) * sizeof(float));
+
+            src += a->v.ld;
+            dst += columns;
+        }
+    }
+}
+
+
+static void
+sd_attend_task(void *data, int task, char *scratch)
+{
+    int           i, j, n, m, head, first, queries, keys, from, valid, columns;
+    v16           s, max, sum, neg;
+    float        *scores, *out, *row, *maxima, *sums, old, top, factor;
+    float        *dst;
+    const float  *q, *kp, *vp;
+    sd_attend_t  *a = data;
+
+    n = task / (a->heads * a->blocks);
+    head = task / a->blocks % a->heads;
+    first = task % a->blocks * SD_QUERIES;
+    queries = sd_min(SD_QUERIES, a->q.w - first);
+
+    m = a->kv_row != NULL ? a->kv_row[n] : n;
+
+    scores = (float *) scratch;
+    maxima = scores + SD_QUERIES * SD_KEYS;
+    sums = maxima + SD_QUERIES;
+    out = sums + SD_QUERIES;
+
+    q = (float *) a->q.data + ((size_t) n * a->q.w + first) * a->q.ld
+        + head * a->d;
+
+    kp = a->kpack + ((size_t) m * a->heads + head) * a->ksize;
+    vp = a->vpack + ((size_t) m * a->heads + head) * a->vsize;
+
+    for (i = 0; i < queries; i++) {
+        maxima[i] = -INFINITY;
+        sums[i] = 0;
+    }
+
+    for (from = 0; from < a->k.w; from += SD_KEYS) {
+
+        if (a->causal && from > first + queries - 1) {
+            break;
+        }
+
+        keys = sd_min(SD_KEYS, a->k.w - from);
+
+        for (j = 0; j < keys; j += SD_PANEL) {
+            sd_isa(sd_gemm)(scores + j, SD_KEYS, q, a->q.ld,
+                            kp + (size_t) (from + j) * a->d, SD_PANEL, queries,
+                            a->d, 0);
+        }
+
+        for (i = 0; i < queries; i++) {
+            row = scores + i * SD_KEYS;
+
+            valid = keys;
+
+            if (a->causal) {
+                valid = sd_min(keys, first + i + 1 - from);
+            }
+
+            if (valid <= 0) {
+                memset(row, 0, keys * sizeof(float));
+                continue;
+            }
+
+            /* what is beyond the last key weighs nothing */
+
+            for (j = valid; j < sd_align(valid, SD_LANES); j++) {
+                row[j] = a->scale < 0 ? INFINITY : -INFINITY;
+            }
+
+            max = v_set(-INFINITY);
+
+            for (j = 0; j < valid; j += SD_LANES) {
+                s = v_mul(v_load(row + j), v_set(a->scale));
+                v_store(row + j, s);
+                max = v_max(max, s);
+            }
+
+            old = maxima[i];
+            top = v_maximum(max);
+            top = top > old ? top : old;
+            maxima[i] = top;
+
+            neg = v_set(top);
+            sum = v_set(0);
+
+            for (j = 0; j < valid; j += SD_LANES) {
+                s = v_exp(v_sub(v_load(row + j), neg));
+                v_store(row + j, s);
+                sum = v_add(sum, s);
+            }
+
+            for (j = sd_align(valid, SD_LANES); j < keys; j++) {
+                row[j] = 0;
+            }
+
+            if (from == 0) {
+                sums[i] = v_sum(sum);
+                continue;
+            }
+
+            v_storen(&factor, v_exp(v_set(old - top)), 1);
+
+            sums[i] = sums[i] * factor + v_sum(sum);
+
+            for (j = 0; j < a->dcolumns; j += SD_LANES) {
+                dst = out + (size_t) i * a->dcolumns + j;
+                v_store(dst, v_mul(v_load(dst), v_set(factor)));
+            }
+        }
+
+        for (j = 0; j < a->dcolumns; j += SD_PANEL) {
+            columns = sd_min(SD_PANEL, a->dcolumns - j);
+
+            sd_isa(sd_gemm)(out + j, a->dcolumns, scores, SD_KEYS,
+                            vp + (size_t) a->k.w * j + (size_t) from * columns,
+                            columns, queries, keys, from != 0);
+        }
+    }
+
+    for (i = 0; i < queries; i++) {
+        dst = (float *) a->o.data
+              + ((size_t) n * a->q.w + first + i) * a->o.ld + head * a->d;
+
+        for (j = 0; j < a->d; j += SD_LANES) {
+            v_storex(dst + j, v_div(v_load(out + (size_t) i * a->dcolumns + j),
+                                    v_set(sums[i])), a->d - j);
+        }
+    }
+}
+
+
+int
+sd_isa(sd_attention)(sd_context_t *cx, sd_tensor_t o, const sd_attention_t *d)
+{
+    size_t       heads;
+    sd_attend_t  a;
+    sd_tensor_t  pack;
+
+    memset(&a, 0, sizeof(sd_attend_t));
+
+    a.q = d->q;
+    a.k = d->k;
+    a.v = d->v;
+    a.o = o;
+    a.heads = d->heads;
+    a.d = d->q.c / d->heads;
+    a.scale = d->scale;
+    a.causal = d->causal;
+    a.kv_row = d->kv_row;
+
+    a.kpanels = (d->k.w + SD_PANEL - 1) / SD_PANEL;
+    a.dcolumns = sd_align(a.d, SD_LANES);
+    a.ksize = (size_t) a.kpanels * SD_PANEL * a.d;
+    a.vsize = (size_t) d->k.w * a.dcolumns;
+    a.blocks = (d->q.w + SD_QUERIES - 1) / SD_QUERIES;
+
+    if ((SD_QUERIES * (SD_KEYS + 2 + (size_t) a.dcolumns)) * sizeof(float)
+        > SD_SCRATCH)
+    {
+        return sd_fail(cx->err, "attention: heads of %d are too wide", a.d);
+    }
+
+    heads = (size_t) d->k.n * d->heads;
+
+    pack = sd_alloc_type(cx, SD_F32, d->k.n, d->heads, 1,
+                         (int) (a.ksize + a.vsize));
+
+    if (cx->plan || cx->status != SD_OK) {
+        sd_free(cx, &pack);
+        return cx->status;
+    }
+
+    a.kpack = pack.data;
+    a.vpack = a.kpack + heads * a.ksize;
+
+    (void) (sd_pool_run(cx, sd_attend_pack, &a, (int) heads) == SD_OK
+            && sd_pool_run(cx, sd_attend_task, &a,
+                           d->q.n * a.heads * a.blocks) == SD_OK);
+
+    sd_free(cx, &pack);
+
+    return cx->status;
+}

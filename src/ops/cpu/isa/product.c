@@ -1,0 +1,330 @@
+/*
+ * Linear and direct convolution: products of rows with packed panels.
+ *
+ * A task is a block of rows by a group of panels.  It walks k in steps of one
+ * tap and at most SD_STEP channels: small enough for the step's panels and rows
+ * to stay in the second-level cache, with the block's sums in scratch.  Where
+ * the rows of a step do not lie in memory at a constant distance (3x3, stride,
+ * enlargement) they are gathered first, zeros for what is outside; that costs
+ * one copy for a whole group of panels.
+ */
+
+#include "isa.h"
+
+
+#define SD_BLOCK   192          /* rows of a task */
+#define SD_STEP    640          /* channels of a step */
+#define SD_GROUP   8            /* panels of a task, at most */
+
+
+typedef struct {
+    const float   *x[2];
+    int            c[2];
+    size_t         ld[2];
+
+    int            h, w;        /* of the picture that the kernel sees */
+    int            sh, sw;      /* as it is stored */
+    int            oh, ow;
+    int            r, stride, up;
+    int            gather;
+
+    sd_packed_t    packed;
+    const float   *weight;
+
+    int            rows;        /* of y in all */
+    int            block;       /* of a task */
+    int            groups;      /* of panels */
+    int            outputs;
+    sd_act_t       act;
+    float         *y;
+    const float   *residual;
+} sd_product_t;
+
+
+static void sd_product_task(void *data, int task, char *scratch);
+static void sd_product_gather(const sd_product_t *p, float *dst, int row,
+    int rows, int tap, int source, int c0, int c);
+static void sd_product_end(const sd_product_t *p, const float *sums, size_t ld,
+    int row, int rows, int panel, int columns);
+static int sd_product_run(sd_context_t *cx, sd_product_t *p);
+
+
+static void
+sd_product_gather(const sd_product_t *p, float *dst, int row, int rows,
+    int tap, int source, int c0, int c)
+{
+    int           i, n, x, y, iy, ix, pad;
+    const float  *src;
+
+    pad = p->r / 2;
+
+    n = row / (p->oh * p->ow);
+    y = row / p->ow % p->oh;
+    x = row % p->ow;
+
+    for (i = 0; i < rows; i++) {
+        iy = y * p->stride + tap / p->r - pad;
+        ix = x * p->stride + tap % p->r - pad;
+
+        if (iy < 0 || iy >= p->h || ix < 0 || ix >= p->w) {
+            memset(dst, 0, c * sizeof(float));
+
+        } else {
+            src = p->x[source]
+                  + (((size_t) n * p->sh + (iy >> p->up)) * p->sw
+                     + (ix >> p->up)) * p->ld[source] + c0;
+            memcpy(dst, src, c * sizeof(float));
+        }
+
+        dst += c;
+
+        if (++x == p->ow) {
+            x = 0;
+
+            if (++y == p->oh) {
+                y = 0;
+                n++;
+            }
+        }
+    }
+}
+
+
+sd_inline v16
+sd_act(v16 x, sd_act_t act)
+{
+    switch (act) {
+
+    case SD_ACT_SILU:
+        return v_swish(x, 1.0f);
+
+    case SD_ACT_GELU:
+        return v_gelu(x);
+
+    case SD_ACT_QUICK_GELU:
+        return v_swish(x, 1.702f);
+
+    case SD_ACT_GELU_TANH:
+        return v_gelu_tanh(x);
+
+    default:
+        return x;
+    }
+}
+
+
+/* bias, activation, residual; sums: [rows, columns] */
+
+static void
+sd_product_end(const sd_product_t *p, const float *sums, size_t ld, int row,
+    int rows, int panel, int columns)
+{
+    int           i, j, n, first, width;
+    v16           v, gate;
+    size_t        at;
+    const float  *bias;
+
+    bias = p->weight + p->packed.bias + panel * SD_PANEL;
+
+    /* outputs of a panel, and the first of them */
+
+    width = p->act == SD_ACT_GEGLU ? SD_PANEL / 2 : SD_PANEL;
+    first = panel * width;
+
+    for (i = 0; i < rows; i++, sums += ld) {
+        at = (size_t) (row + i) * p->outputs + first;
+
+        for (j = 0; j < sd_min(width, columns); j += SD_LANES) {
+            n = p->outputs - first - j;
+            if (n <= 0) {
+                break;
+            }
+
+            v = v_add(v_load(sums + j), v_load(bias + j));
+
+            if (p->act == SD_ACT_GEGLU) {
+                gate = v_add(v_load(sums + SD_LANES), v_load(bias + SD_LANES));
+                v = v_mul(v, v_gelu(gate));
+
+            } else {
+                v = sd_act(v, p->act);
+            }
+
+            if (p->residual != NULL) {
+                v = v_add(v, v_loadx(p->residual + at + j, n));
+            }
+
+            v_storex(p->y + at + j, v, n);
+        }
+    }
+}
+
+
+static void
+sd_product_task(void *data, int task, char *scratch)
+{
+    int                  row, rows, tap, source, c0, c, add, panel, first, last;
+    int                  columns;
+    float               *sums, *gathered, *s;
+    size_t               ld, lda, at;
+    const float         *a, *b;
+    const sd_product_t  *p = data;
+
+    row = task / p->groups * p->block;
+    rows = sd_min(p->block, p->rows - row);
+
+    first = task % p->groups * p->packed.panels / p->groups;
+    last = (task % p->groups + 1) * p->packed.panels / p->groups;
+
+    sums = (float *) scratch;
+    ld = (last - first) * SD_PANEL;
+    gathered = sums + SD_BLOCK * SD_GROUP * SD_PANEL;
+
+    at = 0;
+    add = 0;
+
+    for (tap = 0; tap < p->packed.taps; tap++) {
+        for (source = 0; source < 2; source++) {
+            for (c0 = 0; c0 < p->c[source]; c0 += c) {
+                c = sd_min(p->c[source] - c0, SD_STEP);
+
+                if (p->gather) {
+                    sd_product_gather(p, gathered, row, rows, tap, source, c0,
+                                      c);
+                    a = gathered;
+                    lda = c;
+
+                } else {
+                    a = p->x[source] + row * p->ld[source] + c0;
+                    lda = p->ld[source];
+                }
+
+                for (panel = first; panel < last; panel++) {
+                    columns = sd_min(SD_PANEL, p->packed.columns
+                                               - panel * SD_PANEL);
+                    b = p->weight + p->packed.matrix
+                        + p->packed.rows * panel * SD_PANEL + at * columns;
+
+                    s = sums + (panel - first) * SD_PANEL;
+
+                    sd_isa(sd_gemm)(s, ld, a, lda, b, columns, rows, c, add);
+                }
+
+                at += c;
+                add = 1;
+            }
+        }
+    }
+
+    for (panel = first; panel < last; panel++) {
+        columns = sd_min(SD_PANEL, p->packed.columns - panel * SD_PANEL);
+
+        sd_product_end(p, sums + (panel - first) * SD_PANEL, ld, row, rows,
+                       panel, columns);
+    }
+}
+
+
+static int
+sd_product_run(sd_context_t *cx, sd_product_t *p)
+{
+    int  blocks;
+
+    /* how the work is cut changes no sum */
+
+    p->block = SD_BLOCK;
+
+    if (p->rows < 4 * SD_BLOCK) {
+        p->block = sd_align((p->rows + 3) / 4, 24);
+        p->block = sd_min(p->block, SD_BLOCK);
+    }
+
+    if (p->rows <= 160) {
+        p->block = p->rows;
+    }
+
+    blocks = (p->rows + p->block - 1) / p->block;
+
+    p->groups = (p->packed.panels + SD_GROUP - 1) / SD_GROUP;
+
+    if (blocks * p->groups < 8) {
+        p->groups = sd_min(p->packed.panels, (8 + blocks - 1) / blocks);
+    }
+
+    return sd_pool_run(cx, sd_product_task, p, blocks * p->groups);
+}
+
+
+int
+sd_isa(sd_linear)(sd_context_t *cx, sd_tensor_t y, const sd_linear_t *d)
+{
+    sd_product_t  p;
+
+    if (cx->plan) {
+        return SD_OK;
+    }
+
+    memset(&p, 0, sizeof(sd_product_t));
+
+    sd_cpu_packed(d->w, &p.packed);
+
+    p.weight = d->w->data;
+    p.x[0] = d->x.data;
+    p.c[0] = d->x.c;
+    p.ld[0] = d->x.ld;
+    p.rows = y.n * y.h * y.w;
+    p.outputs = y.c;
+    p.act = d->act;
+    p.y = y.data;
+    p.residual = sd_empty(&d->residual) ? NULL : d->residual.data;
+
+    return sd_product_run(cx, &p);
+}
+
+
+int
+sd_isa(sd_conv2d)(sd_context_t *cx, sd_tensor_t y, const sd_conv2d_t *d)
+{
+    sd_product_t  p;
+
+    if (cx->plan) {
+        return SD_OK;
+    }
+
+    memset(&p, 0, sizeof(sd_product_t));
+
+    sd_cpu_packed(d->w, &p.packed);
+
+    p.weight = d->w->data;
+    p.x[0] = d->x.data;
+    p.c[0] = d->x.c;
+    p.ld[0] = d->x.ld;
+
+    if (!sd_empty(&d->x2)) {
+        p.x[1] = d->x2.data;
+        p.c[1] = d->x2.c;
+        p.ld[1] = d->x2.ld;
+    }
+
+    p.up = d->w->upsample;
+
+    /* enlarged, it may be one less than twice as high or wide: see ops.h */
+
+    p.h = p.up ? y.h : d->x.h;
+    p.w = p.up ? y.w : d->x.w;
+    p.sh = d->x.h;
+    p.sw = d->x.w;
+
+    p.oh = y.h;
+    p.ow = y.w;
+    p.r = d->w->r;
+    p.stride = d->w->stride;
+    p.gather = p.r > 1 || p.stride > 1;
+    p.rows = y.n * y.h * y.w;
+    p.outputs = y.c;
+    p.act = SD_ACT_NONE;
+    p.y = y.data;
+    p.residual = sd_empty(&d->residual) ? NULL : d->residual.data;
+
+    return sd_product_run(cx, &p);
+}
