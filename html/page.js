@@ -6,7 +6,7 @@
  * a step, a picture, and the state there, from which it can be gone on.
  */
 
-import { generate, SDError } from "./sd.js";
+import { generate } from "./sd.js";
 
 
 const GENERATE = "generate";
@@ -28,6 +28,7 @@ const $ = id => document.getElementById(id);
 const form = $("form");
 const stage = $("stage");
 const scrub = $("scrub");
+const calm = matchMedia("(prefers-reduced-motion: reduce)");
 
 let run = null;
 let shown = null;           /* the frame on the stage */
@@ -64,8 +65,8 @@ async function start(request, from) {
 
     /* a frame for each preview to come, and the final one */
     self.cells = frames.length + 1
-                 + Math.ceil((self.steps - (from?.step ?? 0))
-                             / request.preview_every);
+                 + Math.floor((self.steps - 1) / request.preview_every)
+                 - Math.floor((from?.step ?? 0) / request.preview_every);
 
     layout();
     announce("Started");
@@ -137,7 +138,7 @@ function take(self, event) {
         self.seed = event.data?.seed ?? self.seed;
         self.steps = event.data?.steps ?? self.steps;
 
-        if (event.data?.warnings?.length) {
+        if (event.data?.warnings?.length && !event.data.branched) {
             self.warning = event.data.warnings.join("; ");
         }
 
@@ -217,8 +218,7 @@ async function show(frame) {
         return;
     }
 
-    const hurry = run.state != "running"
-                  || matchMedia("(prefers-reduced-motion: reduce)").matches;
+    const hurry = run.state != "running" || calm.matches;
 
     $("progress").before(frame.img);
 
@@ -272,6 +272,7 @@ function layout() {
     const running = run.state == "running";
 
     if (running) {
+        stage.scrollIntoView({ block: "nearest" });
         stage.classList.remove("empty");
         stage.style.setProperty("--ratio",
                                 run.request.width / run.request.height);
@@ -331,7 +332,7 @@ function describe() {
         : shown || running ? `step ${at} / ${run.steps}`
         : run.state == "stopped" ? "stopped" : "";
 
-    $("times").textContent =
+    $("times").textContent = run.state == "failed" && !shown ? "" :
         [run.first ? `first preview ${seconds(run.first)}` : "",
          `total ${seconds(elapsed)}`].filter(Boolean).join(" · ");
 
@@ -356,8 +357,9 @@ function describe() {
     form.elements.seed.placeholder =
         run.seed === undefined ? "random" : `random (was ${run.seed})`;
 
-    if (run.warning && !$("error").textContent.trim()) {
-        say(run.warning);
+    if (run.warning && $("error").hidden) {
+        say(sentence(run.warning));
+        $("error").className = "note";
     }
 }
 
@@ -389,7 +391,7 @@ function noise() {
     const canvas = $("noise");
     const cx = canvas.getContext("2d");
     const pixels = cx.createImageData(canvas.width, canvas.height);
-    const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
+    const still = calm.matches;
     let last = -1000;
 
     const draw = now => {
@@ -425,8 +427,7 @@ function noise() {
 /* errors, in words */
 
 function showError(error) {
-    const field = error instanceof SDError && error.param
-                  ? form.elements[alias(error.param)] : null;
+    const field = error.param ? form.elements[error.param] : null;
 
     if (field) {
         field.setAttribute("aria-invalid", "true");
@@ -443,19 +444,11 @@ function showError(error) {
                                         : sentence(error.message),
              error.retryAfter ?? 5);
 
-    } else if (!(error instanceof SDError)) {
-        say("The server cannot be reached.", true);
-
     } else {
-        say(error.code == "cut" ? "The connection was cut."
-                                : sentence(error.message),
-            !field);
+        say({ unreachable: "The server cannot be reached.",
+              cut: "The connection was cut." }[error.code]
+            ?? sentence(error.message), !field);
     }
-}
-
-
-function alias(param) {
-    return { steps: "num_inference_steps" }[param] ?? param;
 }
 
 
@@ -467,6 +460,7 @@ function sentence(text) {
 
 function say(text, retry) {
     $("error").hidden = false;
+    $("error").className = "";
     $("error").firstElementChild.textContent = text;
     $("retry").hidden = !retry;
 }

@@ -13,17 +13,18 @@
  *
  * generate() posts the request and yields the response's events in their order:
  *
- *     type         "queued", "start", "preview", "latent", "final", "resume"
- *     image        which of the request's pictures, from 0
- *     step, steps  steps done, and of how many; 0 where it does not apply
+ *     type         "queued", "start", "preview", "latent", "final",
+ *                  "heartbeat", "resume"
+ *     image, seed  which of the request's pictures, from 0, and its seed
+ *     step, steps  steps done, and of how many
  *     contentType, bytes   the part as it came
  *     data         a JSON part, parsed: position, seed, model, warnings ...
  *     blob         a picture, as a Blob
  *
  * It throws an SDError for whatever the server has against the request, for an
- * error in mid-stream, and for a response that was cut (code "cut").  Leaving
- * the loop, or aborting the signal, closes the connection, and that ends the
- * job on the server.
+ * error in mid-stream, for a response that was cut (code "cut"), and for a
+ * server that is not there ("unreachable").  Leaving the loop, or aborting the
+ * signal, closes the connection, and that ends the job on the server.
  *
  * A latent part is a safetensors file that holds the whole state of a picture.
  * The last one is kept: error.resume is { latents, step }, and can be given to
@@ -37,6 +38,9 @@
 
 const MAX_LINE = 8192;
 const MAX_PART = 256 * 1024 * 1024;
+
+/* ends of a response after which the rest may be asked for */
+const MENDABLE = ["cut", "draining", "engine_failed"];
 
 
 export class SDError extends Error {
@@ -75,17 +79,16 @@ export async function* generate(url, request, options = {}) {
             return;
 
         } catch (error) {
-            const mendable = error instanceof SDError && error.resume
-                             && (error.code == "cut" || error.type == "handoff");
-
-            if (!mendable || retries-- <= 0) {
+            if (!error.resume || !MENDABLE.includes(error.code)
+                || retries-- <= 0)
+            {
                 throw error;
             }
 
             resume = error.resume;
         }
 
-        yield { type: "resume", image: 0, step: resume.step, steps: 0 };
+        yield { type: "resume", image: 0, step: resume.step };
     }
 }
 
@@ -98,6 +101,12 @@ async function* attempt(url, request, resume, options) {
         body.starting_step = resume.step;
     }
 
+    let last = resume;      /* the state to go on from after a failure */
+    let images = 1;
+
+    const failure = (message, fields) =>
+        new SDError(message, { ...fields, resume: images == 1 ? last : null });
+
     const response = await (options.fetch ?? globalThis.fetch)(url, {
         method: "POST",
         headers: { ...options.headers,
@@ -106,10 +115,14 @@ async function* attempt(url, request, resume, options) {
         body: JSON.stringify(body),
         signal: options.signal,
         cache: "no-store",
+
+    }).catch(error => {
+        throw options.signal?.aborted
+              ? error : failure(error.message, { code: "unreachable" });
     });
 
     if (!response.ok) {
-        throw await refusal(response);
+        throw failure(...await refusal(response));
     }
 
     const boundary = boundaryOf(response.headers.get("Content-Type"));
@@ -120,35 +133,18 @@ async function* attempt(url, request, resume, options) {
                           { code: "bad_response", status: response.status });
     }
 
-    let last = resume;      /* the state to go on from after a cut */
-    let images = 1;
-
-    const failure = (message, fields) =>
-        new SDError(message, { ...fields, resume: images == 1 ? last : null });
-
     try {
         for await (const part of multipart(response.body, boundary)) {
             const event = eventOf(part);
 
-            switch (event.type) {
-
-            case "latent":
-                last = { latents: event.bytes, step: event.step };
-                break;
-
-            case "handoff":
-                if (!event.data) {
-                    last = { latents: event.bytes, step: event.step };
-                }
-
-                throw failure(event.data?.error?.message
-                              ?? "the server is going away",
-                              { ...event.data?.error, type: "handoff" });
-
-            case "error":
+            if (event.type == "error" || event.type == "handoff") {
                 throw failure(event.data?.error?.message ?? "unknown error",
                               { status: response.status,
                                 ...event.data?.error });
+            }
+
+            if (event.type == "latent") {
+                last = { latents: event.bytes, step: event.step };
             }
 
             images = Math.max(images, event.image + 1);
@@ -327,6 +323,7 @@ function eventOf({ headers, body }) {
     const event = {
         type: headers.get("sd-event") ?? "",
         image: number("sd-image"),
+        seed: number("sd-seed"),
         step: number("sd-step"),
         steps: number("sd-steps"),
         contentType,
@@ -349,7 +346,7 @@ function eventOf({ headers, body }) {
 }
 
 
-/* an answer of 400 and above: its error object, or what a proxy made of it */
+/* message and fields of an answer of 400 and above, ours or a proxy's */
 
 async function refusal(response) {
     const { status, headers } = response;
@@ -361,14 +358,13 @@ async function refusal(response) {
 
     } catch { /* not ours */ }
 
-    return new SDError(error?.message
-                       ?? `the server answered ${status} ${response.statusText}`
-                          .trim(),
-                       { type: error?.type ?? "server_error",
-                         param: error?.param ?? null,
-                         code: error?.code ?? null,
-                         status,
-                         retryAfter: retryAfter(headers.get("Retry-After")) });
+    return [error?.message
+            ?? `the server answered ${status} ${response.statusText}`.trim(),
+            { status,
+              type: error?.type ?? "server_error",
+              param: error?.param ?? null,
+              code: error?.code ?? null,
+              retryAfter: retryAfter(headers.get("Retry-After")) }];
 }
 
 

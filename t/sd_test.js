@@ -336,6 +336,15 @@ async function client() {
         .fetch));
     is([error?.name, error?.code], ["SDError", "cut"], "a broken connection");
 
+    const nobody = async () => {
+        throw new TypeError("Failed to fetch");
+    };
+
+    ({ error } = await events(nobody,
+                              { resume: { latents: latent, step: 1 } }));
+    is([error?.name, error?.code, error?.status, error?.resume?.step],
+       ["SDError", "unreachable", 0, 1], "nobody there");
+
 
     /* leaving */
 
