@@ -496,6 +496,24 @@ sd_safetensors_bytes(const sd_safetensors_t *st)
 }
 
 
+ssize_t
+sd_safetensors_peek(sd_safetensors_t *st, const sd_st_tensor_t *t, void *dst,
+    size_t max, sd_error_t *err)
+{
+    if (max > t->size) {
+        max = t->size;
+    }
+
+    if (sd_st_pread(st, &st->files[t->file], dst, max, t->offset, err)
+        != SD_OK)
+    {
+        return SD_ERROR;
+    }
+
+    return max;
+}
+
+
 /* exact, subnormals, infinities and NaN included */
 
 static inline float

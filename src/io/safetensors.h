@@ -15,6 +15,7 @@
 
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/types.h>
 
 #include "buf.h"
 #include "error.h"
@@ -70,6 +71,11 @@ const char *sd_safetensors_path(const sd_safetensors_t *st,
     const sd_st_tensor_t *t);
 const char *sd_safetensors_meta(const sd_safetensors_t *st, const char *key);
 uint64_t sd_safetensors_bytes(const sd_safetensors_t *st);   /* on disk */
+
+/* at most max of t's bytes as they are in the file; returns how many, or
+ * SD_ERROR */
+ssize_t sd_safetensors_peek(sd_safetensors_t *st, const sd_st_tensor_t *t,
+    void *dst, size_t max, sd_error_t *err);
 
 /* converts t's elements (F32, F16 or BF16) to dst[t->count] */
 int sd_safetensors_read_f32(sd_safetensors_t *st, const sd_st_tensor_t *t,

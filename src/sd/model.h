@@ -4,9 +4,10 @@
  * sd_model_open() reads the configuration files and the safetensors headers,
  * and walks through text encoder, UNet and decoder in plan mode: whatever is
  * missing, misshapen or not implemented is an error here, with file, key or
- * tensor named, in milliseconds and without touching a weight.  That is what
- * `nginx -t` and `sd check` run.  sd_model_load() then reads and packs.  After
- * that the model is immutable and shared by all threads.
+ * tensor named, in milliseconds and without reading the weights (but for a few
+ * kilobytes that tell two models of one shape apart).  That is what `nginx -t`
+ * and `sd check` run.  sd_model_load() then reads and packs.  After that the
+ * model is immutable and shared by all threads.
  */
 
 #ifndef SD_MODEL_H
@@ -24,12 +25,30 @@
 #include "vae.h"
 
 
+typedef enum {
+    SD_PART_TEXT_ENCODER,
+    SD_PART_UNET,
+    SD_PART_VAE,                /* the decoder */
+    SD_MODEL_PARTS
+} sd_part_t;
+
+
+typedef struct {
+    const char            *name;            /* its directory */
+    sd_safetensors_t      *st;              /* open until loaded */
+    uint64_t               parameters;
+    uint64_t               file_bytes;
+    size_t                 packed_bytes;
+} sd_model_part_t;
+
+
 typedef struct sd_model_s {
     char                   path[4096];
     char                   name[64];        /* the directory's last part */
-    char                   fingerprint[65]; /* hex SHA-256 over the sorted
-                                               tensor names, types, shapes,
-                                               file sizes and configs */
+    char                   fingerprint[65]; /* hex SHA-256 over configs, the
+                                               sorted tensors' names, types and
+                                               shapes, and samples of their
+                                               bytes */
     sd_device_t           *device;          /* set by load; not owned */
     int                    loaded;
 
@@ -46,9 +65,11 @@ typedef struct sd_model_s {
     int                    default_width;   /* sample_size * vae_scale */
     int                    default_height;
 
-    uint64_t               parameters[3];   /* text encoder, unet, vae decoder */
+    sd_model_part_t        parts[SD_MODEL_PARTS];
+    uint64_t               parameters;      /* sums over the parts */
     uint64_t               file_bytes;
     size_t                 packed_bytes;    /* weights as the device keeps them */
+    size_t                 load_bytes;      /* needed beside while loading */
 } sd_model_t;
 
 
@@ -66,7 +87,8 @@ void sd_model_close(sd_model_t *m);                 /* NULL is fine */
 
 /*
  * arena bytes that one picture of this size needs: for its steps (guided), its
- * prompt and its decoding, each by a plan run; any of them may be NULL
+ * prompt and its decoding, each by a plan run; any of them may be NULL.  400
+ * "width" or "height" where the model has no such size.
  */
 int sd_model_plan(sd_model_t *m, sd_device_t *dev, int width, int height,
     size_t *step, size_t *prompt, size_t *decode, sd_error_t *err);

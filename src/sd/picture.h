@@ -50,7 +50,8 @@ int sd_picture_create(sd_picture_t **p, sd_model_t *m,
     const sd_params_t *params, sd_error_t *err);
 void sd_picture_destroy(sd_picture_t *p);
 
-/* what the picture's own device memory takes: latents, K/V, time embeddings */
+/* what the picture's own device memory takes: latents, K/V, time embeddings;
+ * from begin to destroy */
 size_t sd_picture_memory(const sd_picture_t *p);
 
 /*
