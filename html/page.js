@@ -44,14 +44,9 @@ async function start(request, from) {
 
     const frames = from ? from.run.frames.slice(0, from.index + 1) : [];
 
-    for (const frame of run?.frames ?? []) {
-        if (!frames.includes(frame)) {
-            URL.revokeObjectURL(frame.url);
-        }
-    }
-
     const self = run = {
         request,
+        before: run?.frames.length ? run : run?.before,
         abort: new AbortController(),
         frames,
         seed: request.seed ?? from?.run.seed,
@@ -106,14 +101,43 @@ async function start(request, from) {
     layout();
 
     if (!self.frames.length) {
-        stage.classList.remove("noisy");
-        stage.classList.add("empty");
+        giveBack(self);
     }
 
     announce(self.state == "done" ? `Done in ${seconds(self.total)}`
              : self.state == "stopped" ? "Stopped" : "");
 
     status();
+}
+
+
+/* a run without a picture gives the stage back to the one before */
+
+function giveBack(self) {
+    stage.classList.remove("noisy");
+
+    if (self.before) {
+        run = self.before;
+        setStage();
+        strip();
+        show(chosen = run.frames.at(-1));
+
+    } else {
+        stage.classList.add("empty");
+    }
+}
+
+
+/* and one with a picture makes that one's useless */
+
+function release(self) {
+    for (const frame of self.before?.frames ?? []) {
+        if (!self.frames.includes(frame)) {
+            URL.revokeObjectURL(frame.url);
+        }
+    }
+
+    self.before = null;
 }
 
 
@@ -189,6 +213,7 @@ function addFrame(self, event) {
     frame.img.dataset.final = frame.final;
 
     self.frames.push(frame);
+    release(self);
     self.cells = Math.max(self.cells, self.frames.length);
     strip();
 
@@ -273,9 +298,7 @@ function layout() {
 
     if (running) {
         stage.scrollIntoView({ block: "nearest" });
-        stage.classList.remove("empty");
-        stage.style.setProperty("--ratio",
-                                run.request.width / run.request.height);
+        setStage();
 
         if (run.frames.length) {
             show(chosen = run.frames.at(-1));
@@ -297,6 +320,13 @@ function layout() {
     }
 
     describe();
+}
+
+
+function setStage() {
+    stage.classList.remove("empty");
+    stage.style.setProperty("--ratio", (run.request.width || 1)
+                                       / (run.request.height || 1));
 }
 
 
@@ -549,7 +579,7 @@ function setUp() {
     document.addEventListener("keydown", event => {
         if (event.key == "Escape") {
             stop();
-            clearInterval(countdown);
+            clearError();
         }
     });
 

@@ -378,7 +378,11 @@ def errors(tap, browser, url, shots):
     tap.ok(True, 'a cut is told')
     v.page.unroute('**/generate')
 
+    v.see('#stage img[data-final=true]').to_have_count(1)
+    tap.ok(True, 'and the picture before is still there')
+
     v.click('#retry')
+    v.see('#stop').to_be_visible()
     v.finished()
     v.see('#error').to_be_hidden()
     tap.ok(True, 'and all goes on')
