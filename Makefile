@@ -125,7 +125,7 @@ $(BUILD)/nginx/Makefile: config config.make Makefile
 
 # moved into place: a running nginx keeps the file that it has mapped
 $(BUILD)/ngx_http_sd_module.so: $(BUILD)/nginx/Makefile $(BUILD)/libsd.a \
-        ngx_http_sd_module.c $(wildcard src/*/*.h)
+        $(wildcard ngx_http_sd*) $(wildcard src/*/*.h)
 	env -u CFLAGS $(MAKE) -f $(NGX_OBJS)/Makefile -C $(NGINX_SRC) modules
 	cp $(NGX_OBJS)/ngx_http_sd_module.so $@.new && mv -f $@.new $@
 
