@@ -29,6 +29,7 @@
 #define SD_COOKIE_SIZE     32
 #define SD_MAX_BODY        (64 * 1024 * 1024)
 #define SD_MAX_FRAME       (128 * 1024 * 1024)
+#define SD_MAX_REQUEST     (512 * 1024)   /* its frame, without the body */
 
 
 typedef enum {

@@ -1,0 +1,558 @@
+/*
+ * Encoder threads.  Each takes a job that has mail, handles one mail, and gives
+ * the job back: so a job's events keep their order, and jobs share the threads
+ * evenly.  A job's first mail is its request; what it comes to is an answer at
+ * once, or a place in the queue.  All others are events, which become frames.
+ */
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+#include <time.h>
+
+#include "internal.h"
+
+
+static sd_job_t *sd_encoder_next(sd_engine_t *e, sd_mail_t **mail);
+static void sd_encoder_done(sd_job_t *job);
+static void sd_encoder_request(sd_job_t *job);
+static void sd_encoder_event(sd_job_t *job, sd_mail_t *mail);
+
+
+void *
+sd_encoder_thread(void *data)
+{
+    sd_job_t     *job;
+    sd_mail_t    *mail;
+    sd_engine_t  *e = data;
+
+    while ((job = sd_encoder_next(e, &mail)) != NULL) {
+
+        if (mail && mail->request) {
+            sd_encoder_request(job);
+
+        } else if (mail) {
+            sd_encoder_event(job, mail);
+        }
+
+        sd_mail_free(mail);
+        sd_encoder_done(job);
+    }
+
+    return NULL;
+}
+
+
+/* waits; NULL where the engine stops */
+
+static sd_job_t *
+sd_encoder_next(sd_engine_t *e, sd_mail_t **mail)
+{
+    sd_job_t  *job;
+
+    pthread_mutex_lock(&e->lock);
+
+    while (e->ready == NULL && !atomic_load(&e->stopping)) {
+        pthread_cond_wait(&e->encoder_cond, &e->lock);
+    }
+
+    job = atomic_load(&e->stopping) ? NULL : e->ready;
+
+    if (job) {
+        e->ready = job->next_ready;
+
+        if (e->ready == NULL) {
+            e->last_ready = &e->ready;
+        }
+
+        *mail = job->mail;
+
+        if (job->mail) {
+            job->mail = job->mail->next;
+
+            if (job->mail == NULL) {
+                job->last_mail = &job->mail;
+            }
+        }
+    }
+
+    pthread_mutex_unlock(&e->lock);
+
+    return job;
+}
+
+
+static void
+sd_encoder_done(sd_job_t *job)
+{
+    sd_engine_t  *e;
+
+    e = job->engine;
+
+    pthread_mutex_lock(&e->lock);
+
+    if (job->mail) {
+        job->next_ready = NULL;
+        *e->last_ready = job;
+        e->last_ready = &job->next_ready;
+
+        /* no signal: this thread looks next */
+        job = NULL;
+
+    } else {
+        job->busy = 0;
+    }
+
+    pthread_mutex_unlock(&e->lock);
+
+    if (job) {
+        sd_job_unref(job);
+    }
+}
+
+
+/* headers that every response has; seed: also those that need one */
+
+static void
+sd_encoder_headers(sd_job_t *job, sd_buf_t *out, int seed)
+{
+    int             i;
+    size_t          k;
+    sd_job_info_t  *info;
+
+    info = &job->info;
+
+    sd_buf_puts(out, "Cache-Control: no-store, no-transform\r\n"
+                     "X-Accel-Buffering: no\r\n"
+                     "X-Content-Type-Options: nosniff\r\n");
+
+    if (info->id[0]) {
+        sd_buf_printf(out, "X-Request-Id: %s\r\n", info->id);
+    }
+
+    if (!seed) {
+        return;
+    }
+
+    sd_buf_printf(out, "SD-Seed: %llu\r\nSD-Steps: %d\r\n",
+                  (unsigned long long) info->info.seed, info->info.steps);
+
+    for (i = 0; i < job->params.nwarnings; i++) {
+        sd_buf_puts(out, "SD-Warning: ");
+
+        k = out->len;
+        sd_buf_puts(out, job->params.warnings[i]);
+
+        for ( /* void */ ; k < out->len && !out->failed; k++) {
+            if (out->data[k] < 0x20 || out->data[k] > 0x7e) {
+                out->data[k] = '?';
+            }
+        }
+
+        sd_buf_puts(out, "\r\n");
+    }
+}
+
+
+void
+sd_job_answer(sd_job_t *job, int status, const char *content_type,
+    sd_buf_t *headers, const sd_buf_t *body)
+{
+    int          head;
+    sd_chunk_t  *chunk;
+
+    head = job->request.method == SD_METHOD_HEAD;
+
+    chunk = sd_chunk_new();
+
+    pthread_mutex_lock(&job->engine->lock);
+
+    if (chunk == NULL || headers->failed || body->failed) {
+        job->ended = 1;
+        sd_engine_wake_io(job->engine);
+
+    } else {
+        sd_frame_header(&chunk->bytes, status,
+                        body->len ? (int64_t) body->len : -1,
+                        content_type, headers->data, headers->len);
+
+        if (job->request.location.dialect <= SD_DIALECT_SAGEMAKER) {
+            sd_job_report_locked(job, &chunk->bytes);
+        }
+
+        if (body->len && !head) {
+            sd_frame_append(&chunk->bytes, SD_FRAME_DATA, body->data,
+                            body->len);
+        }
+
+        sd_frame_append(&chunk->bytes, SD_FRAME_END, NULL, 0);
+
+        chunk->end = 1;
+        job->header = 1;
+        sd_job_send_locked(job, chunk);
+        chunk = NULL;
+    }
+
+    pthread_mutex_unlock(&job->engine->lock);
+
+    sd_chunk_free(chunk);
+}
+
+
+/* an error before the header: the dialect's JSON */
+
+static void
+sd_encoder_refuse(sd_job_t *job, const sd_error_t *err)
+{
+    sd_buf_t  body, headers;
+
+    memset(&body, 0, sizeof(sd_buf_t));
+    memset(&headers, 0, sizeof(sd_buf_t));
+
+    sd_encoder_headers(job, &headers, 0);
+    job->dialect->error(&body, &headers, err, &job->states);
+
+    if (err->status == 503) {
+        sd_buf_printf(&headers, "Retry-After: %d\r\n",
+                      sd_queue_retry_after(job->engine));
+    }
+
+    pthread_mutex_lock(&job->engine->lock);
+    sd_job_result_locked(job, err->status == 504 ? SD_RESULT_TIMEOUT
+                              : job->admitted ? SD_RESULT_ERROR
+                              : SD_RESULT_REJECTED);
+    pthread_mutex_unlock(&job->engine->lock);
+
+    sd_job_answer(job, err->status, "application/json", &headers, &body);
+
+    sd_buf_free(&headers);
+    sd_buf_free(&body);
+}
+
+
+/* the request */
+
+static int
+sd_encoder_info(sd_job_t *job, sd_error_t *err)
+{
+    int               i;
+    uint8_t           r[16];
+    sd_job_info_t    *info;
+    sd_picture_info_t pi;
+
+    info = &job->info;
+
+    if (getrandom(r, sizeof(r), 0) != sizeof(r)) {
+        return sd_fail(err, "getrandom() failed");
+    }
+
+    for (i = 0; i < 16; i++) {
+        sprintf(info->boundary + 2 * i, "%02x", r[i]);
+    }
+
+    sd_picture_info(job->picture, &pi);
+
+    info->model = job->model->model->name;
+    info->fingerprint = job->model->model->fingerprint;
+    info->numerics = job->model->device->device->numerics;
+    info->params = &job->params;
+    info->info = pi;
+    info->created = time(NULL);
+
+    if (job->params.format->state_size) {
+        job->state = calloc(1, job->params.format->state_size);
+        if (job->state == NULL) {
+            return sd_fail(err, "no memory for a job");
+        }
+    }
+
+    pthread_mutex_lock(&job->engine->lock);
+
+    snprintf(job->report.model, sizeof(job->report.model), "%s", info->model);
+    job->report.step = pi.step;
+    job->report.steps = pi.steps;
+    job->report.seed = pi.seed;
+
+    pthread_mutex_unlock(&job->engine->lock);
+
+    return SD_OK;
+}
+
+
+static void
+sd_encoder_empty(sd_job_t *job, int status, const char *content_type)
+{
+    sd_buf_t  headers, body;
+
+    memset(&headers, 0, sizeof(sd_buf_t));
+    memset(&body, 0, sizeof(sd_buf_t));
+
+    sd_encoder_headers(job, &headers, job->picture != NULL);
+    sd_job_answer(job, status, content_type, &headers, &body);
+
+    sd_buf_free(&headers);
+}
+
+
+/* what a prompt is worth is found out here, before it takes a place */
+
+static void
+sd_encoder_request(sd_job_t *job)
+{
+    int                 rc;
+    char                type[128];
+    sd_error_t          err;
+    const sd_request_t *r;
+    sd_engine_model_t  *m;
+
+    r = &job->request;
+    m = job->model;
+
+    memset(&err, 0, sizeof(sd_error_t));
+
+    if (m->model == NULL) {
+        /* its error is written before the I/O thread accepts, and stays */
+        rc = sd_error(&err, 503, "model_failed", NULL, "%s",
+                      m->error.message);
+
+    } else {
+        rc = sd_job_request(&job->params, job->dialect, r,
+                            job->input.data + job->frame,
+                            job->input.len - job->frame, m->model, &err);
+    }
+
+    /* all that is needed of it has been copied, and a body may be large */
+    sd_buf_free(&job->input);
+
+    if (rc == SD_OK && job->params.format->reconnects && r->last_event_id.len)
+    {
+        /* EventSource reconnects whenever a stream ends, and must not run the
+         * job again; 204 tells it to stop */
+
+        sd_encoder_empty(job, 204, "");
+        return;
+    }
+
+    if (rc == SD_OK) {
+        rc = sd_picture_create(&job->picture, m->model, &job->params.params,
+                               &err);
+    }
+
+    if (rc == SD_OK) {
+
+        /* the picture has its own copy */
+        sd_buf_free(&job->params.latents);
+        job->params.params.latents = NULL;
+        job->params.params.latents_size = 0;
+
+        rc = sd_encoder_info(job, &err);
+    }
+
+    if (rc == SD_OK && r->method == SD_METHOD_HEAD) {
+        job->params.format->content_type(type, sizeof(type), &job->info);
+        sd_encoder_empty(job, 200, type);
+        return;
+    }
+
+    if (rc == SD_OK) {
+        rc = sd_queue_add(job, &err);
+    }
+
+    if (rc != SD_OK && atomic_load(&job->cancelled) != SD_CANCEL_CLIENT) {
+        sd_encoder_refuse(job, &err);
+    }
+}
+
+
+/* events */
+
+static void
+sd_encoder_ending(sd_job_t *job, sd_buf_t *out)
+{
+    sd_error_t  err;
+
+    sd_error(&err, 500, "engine_failed", NULL,
+             "the engine ended before the picture was finished");
+
+    job->params.format->ending(out, &job->info, &err);
+}
+
+
+static sd_result_t
+sd_encoder_result(const sd_event_t *ev)
+{
+    if (ev->type != SD_EVENT_ERROR && ev->type != SD_EVENT_HANDOFF) {
+        return SD_RESULT_OK;
+    }
+
+    return ev->error.status == 504 ? SD_RESULT_TIMEOUT : SD_RESULT_ERROR;
+}
+
+
+/*
+ * Where there is nothing to send yet, the event was collected, and out is left
+ * empty.  A response that begins here begins with HEADER.
+ */
+
+static int
+sd_encoder_frames(sd_job_t *job, const sd_event_t *ev, sd_chunk_t *chunk,
+    sd_error_t *err)
+{
+    int                 rc, first;
+    char                type[128];
+    sd_buf_t            body, headers, ending;
+    const sd_format_t  *f;
+
+    f = job->params.format;
+
+    memset(&body, 0, sizeof(sd_buf_t));
+    memset(&headers, 0, sizeof(sd_buf_t));
+    memset(&ending, 0, sizeof(sd_buf_t));
+
+    rc = f->event(&body, job->state, &job->info, ev, err);
+
+    if (rc == SD_OK && body.failed) {
+        rc = sd_fail(err, "no memory for the answer");
+    }
+
+    if (rc != SD_OK || (body.len == 0 && !ev->last)) {
+        sd_buf_free(&body);
+        return rc;
+    }
+
+    pthread_mutex_lock(&job->engine->lock);
+
+    first = !job->header;
+
+    if (ev->last) {
+        sd_job_result_locked(job, sd_encoder_result(ev));
+    }
+
+    if (first) {
+        f->content_type(type, sizeof(type), &job->info);
+        sd_encoder_headers(job, &headers, 1);
+        sd_frame_header(&chunk->bytes, 200,
+                        ev->last && !f->progressive ? (int64_t) body.len : -1,
+                        type, headers.data, headers.len);
+    }
+
+    sd_job_report_locked(job, &chunk->bytes);
+
+    pthread_mutex_unlock(&job->engine->lock);
+
+    if (body.len) {
+        sd_frame_append(&chunk->bytes, SD_FRAME_DATA, body.data, body.len);
+    }
+
+    if (ev->last) {
+        sd_frame_append(&chunk->bytes, SD_FRAME_END, NULL, 0);
+        chunk->end = 1;
+
+    } else if (first && f->ending) {
+        sd_encoder_ending(job, &ending);
+        sd_frame_append(&chunk->bytes, SD_FRAME_ENDING, ending.data,
+                        ending.len);
+    }
+
+    if (ev->type == SD_EVENT_PREVIEW && !first && !ev->last) {
+        chunk->image = ev->image;
+    }
+
+    sd_buf_free(&headers);
+    sd_buf_free(&ending);
+    sd_buf_free(&body);
+
+    if (chunk->bytes.failed) {
+        rc = sd_fail(err, "no memory for the answer");
+    }
+
+    return rc;
+}
+
+
+static void
+sd_encoder_event(sd_job_t *job, sd_mail_t *mail)
+{
+    int          rc, header;
+    sd_chunk_t  *chunk;
+    sd_error_t   err;
+    sd_event_t  *ev;
+
+    ev = &mail->event;
+    ev->rgb = mail->rgb.len ? (uint8_t *) mail->rgb.data : NULL;
+    ev->latent = mail->latent.len ? mail->latent.data : NULL;
+    ev->latent_size = mail->latent.len;
+
+    pthread_mutex_lock(&job->engine->lock);
+
+    header = job->header;
+
+    if (ev->type == SD_EVENT_HEARTBEAT) {
+        job->heartbeat = 0;
+        ev->position = sd_queue_position_locked(job);
+    }
+
+    if (job->closed || job->ended) {
+        header = -1;
+    }
+
+    pthread_mutex_unlock(&job->engine->lock);
+
+    if (header == -1) {
+        return;
+    }
+
+    if (!header && ev->latent && (ev->type == SD_EVENT_ERROR
+                                  || ev->type == SD_EVENT_HANDOFF
+                                  || (ev->ends && job->params.images > 1)))
+    {
+        /* should the job end early, this is what is given back of it */
+        sd_buf_puts(&job->states, job->states.len ? "," : "");
+        sd_format_state(&job->states, ev);
+    }
+
+    if (!header && (ev->type == SD_EVENT_ERROR
+                    || ev->type == SD_EVENT_HANDOFF))
+    {
+        sd_encoder_refuse(job, &ev->error);
+        return;
+    }
+
+    chunk = sd_chunk_new();
+
+    if (chunk == NULL) {
+        return;
+    }
+
+    rc = sd_encoder_frames(job, ev, chunk, &err);
+
+    if (rc != SD_OK) {
+
+        /* the job has failed here: tell the device thread, and the client */
+
+        sd_chunk_free(chunk);
+        sd_queue_cancel(job, SD_CANCEL_FAILED);
+
+        if (ev->type == SD_EVENT_ERROR || ev->type == SD_EVENT_HANDOFF) {
+            pthread_mutex_lock(&job->engine->lock);
+            job->ended = 1;
+            sd_engine_wake_io(job->engine);
+            pthread_mutex_unlock(&job->engine->lock);
+            return;
+        }
+
+        sd_job_error(job, &err);
+        return;
+    }
+
+    if (chunk->bytes.len == 0) {
+        sd_chunk_free(chunk);
+        return;
+    }
+
+    pthread_mutex_lock(&job->engine->lock);
+    job->header = 1;
+    sd_job_send_locked(job, chunk);
+    pthread_mutex_unlock(&job->engine->lock);
+}

@@ -1,0 +1,384 @@
+/*
+ * Start and end of the engine: see engine.h for what it promises, internal.h
+ * for how it is divided.
+ */
+
+#define _GNU_SOURCE
+
+#include <sched.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "internal.h"
+
+
+#define SD_STACK  (8 * 1024 * 1024)
+
+
+static int sd_engine_init(sd_engine_t *e, const sd_engine_conf_t *conf,
+    sd_error_t *err);
+static int sd_engine_threads(sd_engine_t *e, sd_error_t *err);
+static void sd_engine_free(sd_engine_t *e);
+
+
+int64_t
+sd_engine_now(void)
+{
+    struct timespec  ts;
+
+    clock_gettime(CLOCK_MONOTONIC, &ts);
+
+    return (int64_t) ts.tv_sec * 1000 + ts.tv_nsec / 1000000;
+}
+
+
+void
+sd_engine_log(sd_engine_t *e, sd_log_level_t level, const char *fmt, ...)
+{
+    char     *p, buf[1024];
+    va_list   args;
+
+    if (e->conf.log == NULL) {
+        return;
+    }
+
+    va_start(args, fmt);
+    vsnprintf(buf, sizeof(buf), fmt, args);
+    va_end(args);
+
+    for (p = buf; *p; p++) {
+        if ((unsigned char) *p < 0x20) {
+            *p = ' ';
+        }
+    }
+
+    e->conf.log(e->conf.log_data, level, buf);
+}
+
+
+void
+sd_engine_wake_io(sd_engine_t *e)
+{
+    uint64_t  one;
+
+    one = 1;
+
+    /* cannot fail but for a counter that is full, and then it wakes as well */
+    (void) !write(e->event, &one, sizeof(one));
+}
+
+
+/* an affinity that nginx gave its worker must not hold the engine down; the
+ * kernel cuts the mask to what the cgroup allows */
+
+int
+sd_engine_thread(pthread_t *t, void *(*main)(void *), sd_engine_t *e,
+    const char *name, int n, sd_error_t *err)
+{
+    int             rc;
+    char            buf[16];
+    sigset_t        all, old;
+    cpu_set_t       cpus;
+    pthread_attr_t  attr;
+
+    sigfillset(&all);
+    memset(&cpus, 0xff, sizeof(cpu_set_t));
+
+    pthread_attr_init(&attr);
+    pthread_attr_setstacksize(&attr, SD_STACK);
+    pthread_attr_setaffinity_np(&attr, sizeof(cpu_set_t), &cpus);
+
+    /* inherited, so that there is no moment in which one could be taken */
+    pthread_sigmask(SIG_SETMASK, &all, &old);
+    rc = pthread_create(t, &attr, main, e);
+    pthread_sigmask(SIG_SETMASK, &old, NULL);
+
+    pthread_attr_destroy(&attr);
+
+    if (rc != 0) {
+        return sd_fail(err, "pthread_create() failed: %s", strerror(rc));
+    }
+
+    if (n < 0) {
+        snprintf(buf, sizeof(buf), "%s", name);
+
+    } else {
+        snprintf(buf, sizeof(buf), "%s%d", name, n);
+    }
+
+    pthread_setname_np(*t, buf);
+
+    return SD_OK;
+}
+
+
+int
+sd_engine_start(sd_engine_t **ep, const sd_engine_conf_t *conf,
+    sd_error_t *err)
+{
+    sd_engine_t  *e;
+
+    e = calloc(1, sizeof(sd_engine_t));
+    if (e == NULL) {
+        return sd_fail(err, "no memory for the engine");
+    }
+
+    e->epoll = -1;
+    e->event = -1;
+    e->started = sd_engine_now();
+    e->last_waiting = &e->waiting;
+    e->last_ready = &e->ready;
+
+    pthread_mutex_init(&e->lock, NULL);
+    pthread_cond_init(&e->device_cond, NULL);
+    pthread_cond_init(&e->encoder_cond, NULL);
+
+    if (sd_engine_init(e, conf, err) != SD_OK
+        || sd_engine_threads(e, err) != SD_OK)
+    {
+        sd_engine_stop(e);
+        return SD_ERROR;
+    }
+
+    *ep = e;
+
+    return SD_OK;
+}
+
+
+static int
+sd_engine_init(sd_engine_t *e, const sd_engine_conf_t *conf, sd_error_t *err)
+{
+    size_t               i;
+    struct epoll_event   ev;
+
+    e->conf = *conf;
+    e->conf.models = NULL;
+
+    e->conf.slots = conf->slots > 0 ? conf->slots : 1;
+    e->conf.queue = conf->queue > 0 ? conf->queue : 0;
+    e->conf.encoders = conf->encoders > 0 ? conf->encoders : 2;
+    e->conf.heartbeat = conf->heartbeat > 0 ? conf->heartbeat : 15000;
+
+    e->conf.device = strdup(conf->device ? conf->device : "cpu");
+
+    e->nmodels = conf->nmodels;
+    e->models = calloc(conf->nmodels + 1, sizeof(sd_engine_model_t));
+
+    /* one more: sd_queue_take_locked() fills it before it counts */
+    e->running = calloc(e->conf.slots + 1, sizeof(sd_run_t));
+    e->encoders = calloc(e->conf.encoders, sizeof(pthread_t));
+
+    if (e->conf.device == NULL || e->models == NULL || e->running == NULL
+        || e->encoders == NULL)
+    {
+        return sd_fail(err, "no memory for the engine");
+    }
+
+    for (i = 0; i < e->nmodels; i++) {
+        snprintf(e->models[i].path, sizeof(e->models[i].path), "%s",
+                 conf->models[i].path);
+        e->models[i].precision = conf->models[i].precision;
+    }
+
+    e->epoll = epoll_create1(EPOLL_CLOEXEC);
+    e->event = eventfd(0, EFD_NONBLOCK|EFD_CLOEXEC);
+
+    ev.events = EPOLLIN;
+    ev.data.ptr = NULL;
+
+    if (e->epoll == -1 || e->event == -1
+        || epoll_ctl(e->epoll, EPOLL_CTL_ADD, e->event, &ev) == -1)
+    {
+        return sd_fail(err, "epoll or eventfd failed");
+    }
+
+    return SD_OK;
+}
+
+
+static int
+sd_engine_threads(sd_engine_t *e, sd_error_t *err)
+{
+    int  i;
+
+    if (sd_engine_thread(&e->io, sd_io_thread, e, "sd-io", -1, err) != SD_OK) {
+        return SD_ERROR;
+    }
+
+    e->nio = 1;
+
+    for (i = 0; i < e->conf.encoders; i++) {
+        if (sd_engine_thread(&e->encoders[i], sd_encoder_thread, e, "sd-enc",
+                             i, err)
+            != SD_OK)
+        {
+            return SD_ERROR;
+        }
+
+        e->nencoders++;
+    }
+
+    if (sd_engine_thread(&e->device, sd_device_thread, e, "sd-cpu", 0, err)
+        != SD_OK)
+    {
+        return SD_ERROR;
+    }
+
+    e->ndevice = 1;
+
+    return SD_OK;
+}
+
+
+void
+sd_engine_quit(sd_engine_t *e)
+{
+    pthread_mutex_lock(&e->lock);
+    e->quitting = 1;
+    sd_engine_wake_io(e);
+    pthread_mutex_unlock(&e->lock);
+}
+
+
+int
+sd_engine_active(sd_engine_t *e)
+{
+    return atomic_load(&e->active);
+}
+
+
+/* those that wait are told at once, those that run within a step */
+
+void
+sd_engine_drain(sd_engine_t *e)
+{
+    int        i;
+    sd_job_t  *job, *next;
+
+    pthread_mutex_lock(&e->lock);
+
+    e->draining = 1;
+
+    for (i = 0; i < e->nrunning; i++) {
+        sd_queue_cancel_locked(e->running[i].job, SD_CANCEL_DRAIN);
+    }
+
+    for (job = e->waiting; job; job = next) {
+        next = job->next_waiting;
+
+        sd_job_ref(job);
+        sd_queue_cancel_locked(job, SD_CANCEL_DRAIN);
+        sd_job_unref(job);
+    }
+
+    pthread_mutex_unlock(&e->lock);
+}
+
+
+void
+sd_engine_stop(sd_engine_t *e)
+{
+    int  i;
+
+    atomic_store(&e->stopping, 1);
+
+    pthread_mutex_lock(&e->lock);
+
+    for (i = 0; i < e->nrunning; i++) {
+        sd_queue_cancel_locked(e->running[i].job, SD_CANCEL_STOP);
+    }
+
+    pthread_cond_broadcast(&e->device_cond);
+    pthread_cond_broadcast(&e->encoder_cond);
+
+    pthread_mutex_unlock(&e->lock);
+
+    if (e->event != -1) {
+        sd_engine_wake_io(e);
+    }
+
+    if (e->ndevice) {
+        pthread_join(e->device, NULL);
+    }
+
+    for (i = 0; i < e->nencoders; i++) {
+        pthread_join(e->encoders[i], NULL);
+    }
+
+    if (e->nio) {
+        pthread_join(e->io, NULL);
+    }
+
+    sd_engine_free(e);
+}
+
+
+/* no thread is left; jobs go before the models that their pictures are of */
+
+static void
+sd_engine_free(sd_engine_t *e)
+{
+    int        i;
+    size_t     k;
+    sd_job_t  *job;
+
+    for (i = 0; i < e->nrunning; i++) {
+        sd_picture_destroy(e->running[i].picture);
+        sd_job_unref(e->running[i].job);
+    }
+
+    while ((job = e->waiting) != NULL) {
+        e->waiting = job->next_waiting;
+        sd_job_unref(job);
+    }
+
+    while ((job = e->ready) != NULL) {
+        e->ready = job->next_ready;
+        sd_job_unref(job);
+    }
+
+    while ((job = e->wake) != NULL) {
+        e->wake = job->next_wake;
+        sd_job_unref(job);
+    }
+
+    for (k = 0; e->models && k < e->nmodels; k++) {
+        sd_model_close(e->models[k].model);
+    }
+
+    for (k = 0; k < sizeof(e->devices) / sizeof(e->devices[0]); k++) {
+        if (e->devices[k].arena) {
+            sd_context_free(&e->devices[k].context);
+        }
+
+        if (e->devices[k].device) {
+            sd_device_close(e->devices[k].device);
+        }
+    }
+
+    if (e->event != -1) {
+        close(e->event);
+    }
+
+    if (e->epoll != -1) {
+        close(e->epoll);
+    }
+
+    pthread_cond_destroy(&e->device_cond);
+    pthread_cond_destroy(&e->encoder_cond);
+    pthread_mutex_destroy(&e->lock);
+
+    free((char *) e->conf.device);
+    free(e->running);
+    free(e->encoders);
+    free(e->models);
+    free(e);
+}

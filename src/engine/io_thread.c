@@ -1,0 +1,635 @@
+/*
+ * The I/O thread: the only one that touches sockets.  It accepts nginx's
+ * connections, reads of each one request, hands it on, and writes what the job
+ * leaves in its outbox.  End of file from nginx means that the client has gone,
+ * and cancels the job wherever it is.
+ */
+
+#define _GNU_SOURCE
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "internal.h"
+
+
+#define SD_IO_EVENTS   64
+#define SD_IO_SCAN     100          /* ms between looks at the clocks */
+#define SD_IO_TICK     5000
+#define SD_IO_REQUEST  30000        /* ms for a request to arrive */
+#define SD_IO_READ     65536
+
+
+struct sd_conn_s {
+    sd_conn_t    *next, **prev;
+    int           fd;
+    int           writing;          /* EPOLLOUT is asked for */
+    int           complete;         /* the request is here */
+    int           framed;           /* ... its frame at least */
+    uint64_t      expected;         /* bytes of frame and body */
+    uint64_t      received;
+    int64_t       last;             /* when something was last sent */
+    sd_job_t     *job;
+    sd_chunk_t   *chunk;            /* being sent */
+    sd_error_t    refused;          /* status: what to answer once read */
+};
+
+
+static void sd_io_accept(sd_engine_t *e);
+static void sd_io_read(sd_engine_t *e, sd_conn_t *c);
+static void sd_io_write(sd_engine_t *e, sd_conn_t *c);
+static void sd_io_wake(sd_engine_t *e);
+static void sd_io_scan(sd_engine_t *e);
+static void sd_io_close(sd_engine_t *e, sd_conn_t *c);
+
+
+void *
+sd_io_thread(void *data)
+{
+    int                  i, n, accepting;
+    int64_t              scanned;
+    uint64_t             counter;
+    sd_conn_t           *c;
+    sd_engine_t         *e = data;
+    struct epoll_event   events[SD_IO_EVENTS];
+
+    accepting = 0;
+    scanned = 0;
+
+    while (!atomic_load(&e->stopping)) {
+
+        n = epoll_wait(e->epoll, events, SD_IO_EVENTS,
+                       e->conns ? SD_IO_SCAN : -1);
+
+        for (i = 0; i < n; i++) {
+            c = events[i].data.ptr;
+
+            if (c == NULL) {
+                (void) !read(e->event, &counter, sizeof(counter));
+
+            } else if ((void *) c == (void *) e) {
+                sd_io_accept(e);
+
+            } else if (events[i].events & ~EPOLLOUT) {
+                sd_io_read(e, c);
+
+            } else {
+                sd_io_write(e, c);
+            }
+        }
+
+        sd_io_wake(e);
+
+        pthread_mutex_lock(&e->lock);
+        n = e->opened && !e->quitting;
+        pthread_mutex_unlock(&e->lock);
+
+        if (n != accepting) {
+            accepting = n;
+
+            if (n) {
+                events[0].events = EPOLLIN;
+                events[0].data.ptr = e;
+                epoll_ctl(e->epoll, EPOLL_CTL_ADD, e->conf.listen, events);
+
+            } else {
+                /* those who have connected already are served */
+                sd_io_accept(e);
+                epoll_ctl(e->epoll, EPOLL_CTL_DEL, e->conf.listen, NULL);
+            }
+        }
+
+        if (sd_engine_now() - scanned >= SD_IO_SCAN) {
+            scanned = sd_engine_now();
+            sd_io_scan(e);
+        }
+    }
+
+    while (e->conns) {
+        sd_io_close(e, e->conns);
+    }
+
+    return NULL;
+}
+
+
+/* abstract sockets have no permissions: who connects must be our own user, and
+ * then show the cookie */
+
+static void
+sd_io_accept(sd_engine_t *e)
+{
+    int                  fd;
+    socklen_t            len;
+    sd_conn_t           *c;
+    struct ucred         cred;
+    struct epoll_event   ev;
+
+    for ( ;; ) {
+        fd = accept4(e->conf.listen, NULL, NULL, SOCK_NONBLOCK|SOCK_CLOEXEC);
+
+        if (fd == -1) {
+            if (errno == EINTR || errno == ECONNABORTED) {
+                continue;
+            }
+
+            if (errno != EAGAIN) {
+                sd_engine_log(e, SD_LOG_ERR, "accept4() failed: %s",
+                              strerror(errno));
+            }
+
+            return;
+        }
+
+        len = sizeof(cred);
+
+        if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &cred, &len) == -1
+            || cred.uid != geteuid())
+        {
+            sd_engine_log(e, SD_LOG_WARN, "a connection of another user");
+            close(fd);
+            continue;
+        }
+
+        c = calloc(1, sizeof(sd_conn_t));
+
+        if (c) {
+            c->fd = fd;
+            c->last = sd_engine_now();
+            c->job = sd_job_new(e);
+        }
+
+        ev.events = EPOLLIN|EPOLLRDHUP;
+        ev.data.ptr = c;
+
+        if (c == NULL || c->job == NULL
+            || epoll_ctl(e->epoll, EPOLL_CTL_ADD, fd, &ev) == -1)
+        {
+            sd_engine_log(e, SD_LOG_ERR, "no memory for a connection");
+
+            if (c && c->job) {
+                sd_job_unref(c->job);
+            }
+
+            free(c);
+            close(fd);
+            continue;
+        }
+
+        c->job->conn = c;
+
+        c->next = e->conns;
+        c->prev = &e->conns;
+
+        if (c->next) {
+            c->next->prev = &c->next;
+        }
+
+        e->conns = c;
+
+        atomic_fetch_add(&e->active, 1);
+    }
+}
+
+
+/* the job goes on without a connection, to its next look at job->cancelled */
+
+static void
+sd_io_close(sd_engine_t *e, sd_conn_t *c)
+{
+    sd_job_t  *job;
+
+    job = c->job;
+    job->conn = NULL;
+
+    pthread_mutex_lock(&e->lock);
+
+    if (c->complete && !job->ended) {
+        sd_job_result_locked(job, SD_RESULT_CANCELLED);
+    }
+
+    sd_queue_cancel_locked(job, SD_CANCEL_CLIENT);
+
+    pthread_mutex_unlock(&e->lock);
+
+    sd_job_close(job);
+    sd_job_unref(job);
+
+    *c->prev = c->next;
+
+    if (c->next) {
+        c->next->prev = c->prev;
+    }
+
+    /* close() also takes it out of epoll */
+    close(c->fd);
+    sd_chunk_free(c->chunk);
+    free(c);
+
+    atomic_fetch_sub(&e->active, 1);
+}
+
+
+/* the frame is complete: what is to be done once the body is, too */
+
+static int
+sd_io_frame(sd_engine_t *e, sd_conn_t *c)
+{
+    ssize_t     n;
+    sd_job_t   *job;
+    sd_error_t  err;
+
+    job = c->job;
+
+    n = sd_frame_parse_request(&job->request, job->input.data, job->input.len,
+                               e->conf.cookie, &err);
+
+    if (n == 0) {
+        return SD_OK;
+    }
+
+    if (n < 0) {
+        sd_engine_log(e, SD_LOG_WARN, "closed a connection: %s", err.message);
+        return SD_ERROR;
+    }
+
+    c->framed = 1;
+    c->expected = n + job->request.body_length;
+
+    job->frame = n;
+    job->dialect = sd_dialect(job->request.location.dialect);
+
+    if (job->request.location.dialect != SD_DIALECT_STATUS) {
+        if (job->request.location.model >= e->nmodels) {
+            sd_engine_log(e, SD_LOG_ERR, "a request for model %u of %zu",
+                          job->request.location.model, e->nmodels);
+            return SD_ERROR;
+        }
+
+        job->model = &e->models[job->request.location.model];
+    }
+
+    if (job->request.id.len < sizeof(job->info.id)) {
+        memcpy(job->info.id, job->request.id.data, job->request.id.len);
+    }
+
+    if (job->request.body_length > SD_MAX_BODY) {
+        sd_error(&c->refused, 413, "body_too_large", NULL,
+                 "the body is larger than %d MB", SD_MAX_BODY >> 20);
+    }
+
+    return SD_OK;
+}
+
+
+/* the whole request is here */
+
+static int
+sd_io_request(sd_engine_t *e, sd_conn_t *c)
+{
+    int         status;
+    ssize_t     n;
+    sd_job_t   *job;
+    sd_buf_t    body, headers;
+    sd_mail_t  *mail;
+    sd_error_t  err;
+
+    job = c->job;
+    c->complete = 1;
+
+    /* the strings have moved while the body was read */
+    n = sd_frame_parse_request(&job->request, job->input.data, job->input.len,
+                               e->conf.cookie, &err);
+    if (n <= 0) {
+        return SD_ERROR;
+    }
+
+    if (job->dialect) {
+        mail = sd_mail_new(c->refused.status ? SD_EVENT_ERROR
+                                             : SD_EVENT_QUEUED);
+        if (mail == NULL) {
+            return SD_ERROR;
+        }
+
+        mail->request = c->refused.status == 0;
+        mail->event.error = c->refused;
+        mail->event.last = 1;
+        sd_job_mail(job, mail);
+
+        return SD_OK;
+    }
+
+    memset(&body, 0, sizeof(sd_buf_t));
+    memset(&headers, 0, sizeof(sd_buf_t));
+
+    sd_buf_puts(&headers, "Cache-Control: no-store, no-transform\r\n"
+                          "X-Content-Type-Options: nosniff\r\n");
+
+    if (job->request.location.dialect == SD_DIALECT_READY) {
+        status = sd_engine_ready(e, job->request.location.model, &body);
+
+    } else {
+        status = sd_engine_status(e, &body);
+    }
+
+    if (status == 503) {
+        sd_buf_puts(&headers, "Retry-After: 1\r\n");
+    }
+
+    sd_job_answer(job, status, "application/json", &headers, &body);
+
+    sd_buf_free(&headers);
+    sd_buf_free(&body);
+
+    return SD_OK;
+}
+
+
+static void
+sd_io_read(sd_engine_t *e, sd_conn_t *c)
+{
+    char      *p, over[4096];
+    size_t     size;
+    ssize_t    n;
+    sd_buf_t  *in;
+
+    in = &c->job->input;
+
+    for ( ;; ) {
+        p = over;
+        size = sizeof(over);
+
+        if (!c->complete && c->refused.status == 0) {
+            size = SD_IO_READ;
+
+            if (c->framed && c->expected - c->received < size) {
+                size = c->expected - c->received;
+            }
+
+            p = sd_buf_reserve(in, size);
+            if (p == NULL) {
+                break;
+            }
+
+        } else if (!c->complete && c->expected - c->received < size) {
+            size = c->expected - c->received;
+        }
+
+        n = recv(c->fd, p, size, 0);
+
+        if (n == -1 && errno == EINTR) {
+            continue;
+        }
+
+        if (n == -1 && errno == EAGAIN) {
+            return;
+        }
+
+        if (n <= 0) {
+            break;
+        }
+
+        if (c->complete) {
+            sd_engine_log(e, SD_LOG_WARN, "closed a connection: more than a "
+                          "request");
+            break;
+        }
+
+        c->received += n;
+
+        if (p != over) {
+            in->len += n;
+        }
+
+        if (!c->framed) {
+            if (sd_io_frame(e, c) != SD_OK) {
+                break;
+            }
+
+            if (c->framed && c->received > c->expected) {
+                sd_engine_log(e, SD_LOG_WARN, "closed a connection: more than "
+                              "a request");
+                break;
+            }
+
+            if (!c->framed && in->len > SD_MAX_REQUEST) {
+                break;
+            }
+        }
+
+        if (c->framed && c->received == c->expected
+            && sd_io_request(e, c) != SD_OK)
+        {
+            break;
+        }
+    }
+
+    sd_io_close(e, c);
+}
+
+
+static void
+sd_io_write(sd_engine_t *e, sd_conn_t *c)
+{
+    int                  want, ended;
+    ssize_t              n;
+    sd_chunk_t          *chunk;
+    struct epoll_event   ev;
+
+    want = 0;
+    ended = 0;
+
+    for ( ;; ) {
+        if (c->chunk == NULL) {
+            c->chunk = sd_job_chunk(c->job);
+
+            if (c->chunk == NULL) {
+                break;
+            }
+        }
+
+        chunk = c->chunk;
+
+        n = send(c->fd, chunk->bytes.data + chunk->sent,
+                 chunk->bytes.len - chunk->sent, MSG_NOSIGNAL);
+
+        if (n == -1 && errno == EINTR) {
+            continue;
+        }
+
+        if (n == -1 && errno == EAGAIN) {
+            want = 1;
+            break;
+        }
+
+        if (n == -1) {
+            sd_io_close(e, c);
+            return;
+        }
+
+        c->last = sd_engine_now();
+        chunk->sent += n;
+
+        if (chunk->sent == chunk->bytes.len) {
+            ended = chunk->end;
+            sd_chunk_free(chunk);
+            c->chunk = NULL;
+        }
+    }
+
+    if (!want && !ended) {
+
+        /* ended without an END: cut, for want of memory */
+        pthread_mutex_lock(&e->lock);
+        ended = c->job->ended && c->job->chunks == NULL;
+        pthread_mutex_unlock(&e->lock);
+    }
+
+    if (ended) {
+        sd_io_close(e, c);
+        return;
+    }
+
+    if (want != c->writing) {
+        c->writing = want;
+
+        ev.events = EPOLLIN|EPOLLRDHUP|(want ? EPOLLOUT : 0);
+        ev.data.ptr = c;
+        epoll_ctl(e->epoll, EPOLL_CTL_MOD, c->fd, &ev);
+    }
+}
+
+
+/* jobs whose outbox has got something */
+
+static void
+sd_io_wake(sd_engine_t *e)
+{
+    sd_job_t  *job;
+
+    for ( ;; ) {
+        pthread_mutex_lock(&e->lock);
+
+        job = e->wake;
+
+        if (job) {
+            e->wake = job->next_wake;
+            job->wake = 0;
+        }
+
+        pthread_mutex_unlock(&e->lock);
+
+        if (job == NULL) {
+            return;
+        }
+
+        if (job->conn && !job->conn->writing) {
+            sd_io_write(e, job->conn);
+        }
+
+        sd_job_unref(job);
+    }
+}
+
+
+/* something to send where nothing was sent for long */
+
+static void
+sd_io_idle(sd_engine_t *e, sd_conn_t *c, int64_t now)
+{
+    int          heartbeat;
+    sd_job_t    *job;
+    sd_mail_t   *mail;
+    sd_chunk_t  *chunk;
+
+    job = c->job;
+    mail = NULL;
+    chunk = sd_chunk_new();
+
+    heartbeat = now - c->last >= e->conf.heartbeat;
+
+    if (heartbeat) {
+        mail = sd_mail_new(SD_EVENT_HEARTBEAT);
+    }
+
+    pthread_mutex_lock(&e->lock);
+
+    if (job->ended || job->chunks) {
+        /* something is on its way */
+
+    } else if (!job->header) {
+
+        /* re-arms the timer of nginx's side */
+
+        if (chunk) {
+            sd_frame_append(&chunk->bytes, SD_FRAME_TICK, NULL, 0);
+            sd_job_send_locked(job, chunk);
+            chunk = NULL;
+        }
+
+    } else if (heartbeat && mail && !job->heartbeat
+               && job->params.format->progressive)
+    {
+        /* re-arms those further away */
+
+        job->heartbeat = 1;
+        mail->event.step = job->report.step;
+        mail->event.steps = job->report.steps;
+        mail->event.seed = job->report.seed;
+        sd_job_mail_locked(job, mail);
+        mail = NULL;
+
+    } else if (chunk) {
+        sd_job_report_locked(job, &chunk->bytes);
+        sd_job_send_locked(job, chunk);
+        chunk = NULL;
+    }
+
+    pthread_mutex_unlock(&e->lock);
+
+    sd_chunk_free(chunk);
+    sd_mail_free(mail);
+}
+
+
+static void
+sd_io_scan(sd_engine_t *e)
+{
+    int64_t     now, tick;
+    uint32_t    timeout;
+    sd_job_t   *job;
+    sd_conn_t  *c, *next;
+
+    now = sd_engine_now();
+    tick = e->conf.heartbeat / 3;
+    tick = tick < SD_IO_TICK ? tick : SD_IO_TICK;
+
+    for (c = e->conns; c; c = next) {
+        next = c->next;
+        job = c->job;
+
+        if (!c->complete) {
+            if (now - job->arrived > SD_IO_REQUEST) {
+                sd_engine_log(e, SD_LOG_WARN, "closed a connection: its "
+                              "request did not arrive");
+                sd_io_close(e, c);
+            }
+
+            continue;
+        }
+
+        timeout = job->request.location.timeout;
+
+        if (timeout && job->dialect && now - job->arrived >= timeout) {
+            sd_queue_cancel(job, SD_CANCEL_TIMEOUT);
+        }
+
+        if (!c->writing && now - c->last >= tick) {
+            sd_io_idle(e, c, now);
+        }
+    }
+}

@@ -1,0 +1,147 @@
+/*
+ * What the engine tells about itself: sd_status and sd_ready.  I/O thread.
+ */
+
+#include <string.h>
+#include <unistd.h>
+
+#include "internal.h"
+
+
+#define SD_VERSION  "0.1.0"
+
+
+static const char  *sd_model_states[] = {
+    "waiting", "loading", "ready", "failed"
+};
+
+
+static void
+sd_status_string(sd_buf_t *out, const char *key, const char *s)
+{
+    sd_buf_printf(out, "\"%s\":\"", key);
+    sd_buf_json(out, s, strlen(s));
+    sd_buf_puts(out, "\",");
+}
+
+
+static void
+sd_status_model_locked(sd_buf_t *out, const sd_engine_model_t *m)
+{
+    sd_model_t  *model;
+
+    model = m->model;
+
+    sd_buf_puts(out, "{");
+    sd_status_string(out, "name", model ? model->name : "");
+    sd_status_string(out, "path", m->path);
+    sd_status_string(out, "state", sd_model_states[m->state]);
+    sd_status_string(out, "precision", m->precision == SD_PRECISION_BF16
+                                       ? "bf16" : "exact");
+
+    if (m->device && m->device->device) {
+        sd_status_string(out, "numerics", m->device->device->numerics);
+    }
+
+    if (model) {
+        sd_status_string(out, "fingerprint", model->fingerprint);
+
+        sd_buf_printf(out, "\"width\":%d,\"height\":%d,"
+                      "\"parameters\":%llu,\"file_bytes\":%llu,"
+                      "\"packed_bytes\":%zu,",
+                      model->default_width, model->default_height,
+                      (unsigned long long) (model->parameters[0]
+                                            + model->parameters[1]
+                                            + model->parameters[2]),
+                      (unsigned long long) model->file_bytes,
+                      model->packed_bytes);
+    }
+
+    if (m->state == SD_MODEL_FAILED) {
+        sd_format_error(out, &m->error);
+        sd_buf_puts(out, ",");
+    }
+
+    sd_buf_printf(out, "\"load_ms\":%u,\"step_ms\":%.1f}", m->load_time,
+                  m->step_time);
+}
+
+
+int
+sd_engine_status(sd_engine_t *e, sd_buf_t *out)
+{
+    int                  i;
+    size_t               k;
+    const sd_device_t   *d;
+
+    pthread_mutex_lock(&e->lock);
+
+    d = e->devices[0].device ? e->devices[0].device : e->devices[1].device;
+
+    sd_buf_printf(out, "{\"version\":\"%s\",\"pid\":%d,\"uptime\":%.1f,"
+                  "\"status\":\"%s\",",
+                  SD_VERSION, (int) getpid(),
+                  (sd_engine_now() - e->started) / 1e3,
+                  e->draining ? "draining" : e->quitting ? "quitting"
+                                                         : "running");
+
+    sd_status_string(out, "device", d ? d->name : e->conf.device);
+    sd_status_string(out, "isa", d ? d->isa : "");
+    sd_status_string(out, "numerics", d ? d->numerics : "");
+
+    sd_buf_printf(out, "\"threads\":%d,\"slots\":%d,\"running\":%d,"
+                  "\"queue\":{\"waiting\":%d,\"limit\":%d},"
+                  "\"connections\":%d,\"requests\":{",
+                  e->conf.threads, e->conf.slots, e->nrunning,
+                  e->nwaiting, e->conf.queue, atomic_load(&e->active));
+
+    for (i = SD_RESULT_OK; i < SD_RESULTS; i++) {
+        sd_buf_printf(out, "%s\"%s\":%llu", i > SD_RESULT_OK ? "," : "",
+                      sd_result_names[i], (unsigned long long) e->results[i]);
+    }
+
+    sd_buf_printf(out, "},\"steps\":%llu,\"wasted_steps\":%llu,"
+                  "\"dropped_previews\":%llu,\"models\":[",
+                  (unsigned long long) e->steps,
+                  (unsigned long long) e->wasted,
+                  (unsigned long long) e->dropped);
+
+    for (k = 0; k < e->nmodels; k++) {
+        sd_buf_puts(out, k ? "," : "");
+        sd_status_model_locked(out, &e->models[k]);
+    }
+
+    sd_buf_puts(out, "]}\n");
+
+    pthread_mutex_unlock(&e->lock);
+
+    return 200;
+}
+
+
+int
+sd_engine_ready(sd_engine_t *e, uint32_t model, sd_buf_t *out)
+{
+    int                       status;
+    const sd_engine_model_t  *m;
+
+    m = &e->models[model];
+
+    pthread_mutex_lock(&e->lock);
+
+    status = m->state == SD_MODEL_READY && !e->draining ? 200 : 503;
+
+    sd_buf_printf(out, "{\"status\":\"%s\"",
+                  e->draining ? "draining" : sd_model_states[m->state]);
+
+    if (m->state == SD_MODEL_FAILED) {
+        sd_buf_puts(out, ",");
+        sd_format_error(out, &m->error);
+    }
+
+    sd_buf_puts(out, "}\n");
+
+    pthread_mutex_unlock(&e->lock);
+
+    return status;
+}

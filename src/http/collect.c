@@ -1,0 +1,252 @@
+/*
+ * The formats that collect: one JSON object at the end, with all that was asked
+ * for.  application/json of the native dialect, and SageMaker's answer, whole
+ * or a page.
+ */
+
+#include <stdio.h>
+#include <string.h>
+
+#include "http.h"
+
+
+/* of one answer, in base64; what is longer should be streamed */
+#define SD_MAX_COLLECTED  (96 * 1024 * 1024)
+
+
+typedef struct {
+    sd_buf_t             images;        /* the insides of JSON arrays */
+    sd_buf_t             previews;
+    sd_buf_t             latents;
+    int                  started;
+    sd_picture_info_t    info;          /* as of START */
+} sd_collect_t;
+
+
+static void
+sd_collect_type(char *dst, size_t n, const sd_job_info_t *job)
+{
+    snprintf(dst, n, "application/json");
+}
+
+
+static int
+sd_collect_check(const sd_collect_t *c, const sd_buf_t *out, sd_error_t *err)
+{
+    if (c->images.len + c->previews.len + c->latents.len > SD_MAX_COLLECTED) {
+        return sd_error(err, 413, "answer_too_large", NULL,
+                        "the pictures are too many for one JSON object; ask "
+                        "for fewer or for a format that streams");
+    }
+
+    if (out->failed || c->images.failed || c->previews.failed
+        || c->latents.failed)
+    {
+        return sd_fail(err, "no memory for the answer");
+    }
+
+    return SD_OK;
+}
+
+
+static void
+sd_collect_cleanup(void *state)
+{
+    sd_collect_t  *c = state;
+
+    sd_buf_free(&c->images);
+    sd_buf_free(&c->previews);
+    sd_buf_free(&c->latents);
+}
+
+
+/* {"b64_json":...}, of images and of previews */
+
+static int
+sd_json_picture(sd_buf_t *list, const sd_job_info_t *job,
+    const sd_event_t *ev, int latent, sd_error_t *err)
+{
+    int                 rc;
+    sd_buf_t            b;
+    sd_image_format_t   image;
+
+    rc = SD_OK;
+    memset(&b, 0, sizeof(sd_buf_t));
+
+    image = ev->type == SD_EVENT_FINAL ? job->params->image : SD_IMAGE_JPEG;
+
+    sd_buf_printf(list, "%s{\"image\":%d,\"step\":%d,\"seed\":%llu",
+                  list->len ? "," : "", ev->image, ev->step,
+                  (unsigned long long) ev->seed);
+
+    if (ev->rgb) {
+        rc = sd_format_picture(&b, job, ev, image, job->params->quality, err);
+
+        sd_buf_printf(list, ",\"content_type\":\"%s\",\"b64_json\":\"",
+                      sd_image_type(image));
+        sd_buf_base64(list, b.data, b.len);
+        sd_buf_puts(list, "\"");
+    }
+
+    if (latent && ev->latent) {
+        sd_buf_puts(list, ",\"latents\":\"");
+        sd_buf_base64(list, ev->latent, ev->latent_size);
+        sd_buf_puts(list, "\"");
+    }
+
+    sd_buf_puts(list, "}");
+    sd_buf_free(&b);
+
+    return rc;
+}
+
+
+static int
+sd_json_event(sd_buf_t *out, void *state, const sd_job_info_t *job,
+    const sd_event_t *ev, sd_error_t *err)
+{
+    int            rc;
+    sd_event_t     start;
+    sd_collect_t  *c = state;
+
+    rc = SD_OK;
+
+    switch (ev->type) {
+
+    case SD_EVENT_START:
+        c->started = 1;
+        c->info = ev->info;
+        return SD_OK;
+
+    case SD_EVENT_PREVIEW:
+        rc = sd_json_picture(&c->previews, job, ev, 1, err);
+        break;
+
+    case SD_EVENT_FINAL:
+        rc = sd_json_picture(&c->images, job, ev,
+                             job->params->latent != SD_LATENT_NONE, err);
+        break;
+
+    default:
+        return SD_OK;
+    }
+
+    if (rc != SD_OK || sd_collect_check(c, out, err) != SD_OK) {
+        return SD_ERROR;
+    }
+
+    if (!ev->last) {
+        return SD_OK;
+    }
+
+    start = *ev;
+    start.info = c->started ? c->info : job->info;
+
+    sd_buf_printf(out, "{\"created\":%lld,", (long long) job->created);
+    sd_format_start(out, job, &start);
+    sd_buf_puts(out, ",\"images\":[");
+    sd_buf_append(out, c->images.data, c->images.len);
+    sd_buf_puts(out, "]");
+
+    if (c->previews.len) {
+        sd_buf_puts(out, ",\"previews\":[");
+        sd_buf_append(out, c->previews.data, c->previews.len);
+        sd_buf_puts(out, "]");
+    }
+
+    sd_buf_printf(out, ",\"timings\":{\"queue_ms\":%u,\"total_ms\":%u}}\n",
+                  ev->queue_time, ev->time);
+
+    return sd_collect_check(c, out, err);
+}
+
+
+/* SageMaker's: JPEGs in their order, and for a page the state behind them */
+
+static int
+sd_sagemaker_event(sd_buf_t *out, void *state, const sd_job_info_t *job,
+    const sd_event_t *ev, sd_error_t *err)
+{
+    int                       rc;
+    sd_buf_t                  b;
+    sd_collect_t             *c = state;
+    const sd_job_params_t    *p;
+
+    p = job->params;
+
+    if (ev->type == SD_EVENT_START) {
+        c->started = 1;
+        c->info = ev->info;
+        return SD_OK;
+    }
+
+    if (ev->type != SD_EVENT_PREVIEW && ev->type != SD_EVENT_FINAL) {
+        return SD_OK;
+    }
+
+    if (ev->rgb) {
+        memset(&b, 0, sizeof(sd_buf_t));
+        rc = sd_format_picture(&b, job, ev, p->image, p->quality, err);
+
+        sd_buf_puts(&c->images, c->images.len ? ",\"" : "\"");
+        sd_buf_base64(&c->images, b.data, b.len);
+        sd_buf_puts(&c->images, "\"");
+
+        sd_buf_free(&b);
+
+        if (rc != SD_OK) {
+            return rc;
+        }
+    }
+
+    if (sd_collect_check(c, out, err) != SD_OK) {
+        return SD_ERROR;
+    }
+
+    if (!ev->last) {
+        return SD_OK;
+    }
+
+    sd_buf_puts(out, "{\"images\":[");
+    sd_buf_append(out, c->images.data, c->images.len);
+    sd_buf_puts(out, "]");
+
+    if (p->run_steps) {
+        sd_buf_puts(out, ",\"latents\":\"");
+        sd_buf_base64(out, ev->latent, ev->latent_size);
+        sd_buf_printf(out, "\",\"step\":%d", ev->step);
+    }
+
+    if (p->nwarnings || (c->started && c->info.prompt_tokens > 77)) {
+        sd_buf_puts(out, ",\"warnings\":");
+        sd_format_warnings(out, p, c->started ? &c->info : NULL);
+    }
+
+    sd_buf_puts(out, "}\n");
+
+    return sd_collect_check(c, out, err);
+}
+
+
+const sd_format_t  sd_format_json = {
+    .name = "json",
+    .media_type = "application/json",
+    .interim = 1,
+    .latents = 1,
+    .latent = SD_LATENT_NONE,
+    .state_size = sizeof(sd_collect_t),
+    .content_type = sd_collect_type,
+    .event = sd_json_event,
+    .cleanup = sd_collect_cleanup,
+};
+
+
+const sd_format_t  sd_format_sagemaker = {
+    .name = "sagemaker",
+    .media_type = "application/json",
+    .latent = SD_LATENT_NONE,
+    .state_size = sizeof(sd_collect_t),
+    .content_type = sd_collect_type,
+    .event = sd_sagemaker_event,
+    .cleanup = sd_collect_cleanup,
+};
