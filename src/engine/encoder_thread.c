@@ -546,13 +546,20 @@ sd_encoder_event(sd_job_t *job, sd_mail_t *mail)
         return;
     }
 
+    pthread_mutex_lock(&job->engine->lock);
+
     if (chunk->bytes.len == 0) {
-        sd_chunk_free(chunk);
-        return;
+
+        /* it was collected: the log may know how far the job has come */
+
+        sd_job_report_locked(job, &chunk->bytes);
+        chunk->image = ev->image;
+
+    } else {
+        job->header = 1;
     }
 
-    pthread_mutex_lock(&job->engine->lock);
-    job->header = 1;
     sd_job_send_locked(job, chunk);
+
     pthread_mutex_unlock(&job->engine->lock);
 }

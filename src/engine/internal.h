@@ -138,6 +138,7 @@ struct sd_chunk_s {
     size_t          sent;               /* I/O thread */
     int             image;              /* of a preview; -1: mandatory */
     int             end;                /* nothing follows */
+    int             tick;               /* nothing that the client sees */
 };
 
 

@@ -32,7 +32,8 @@ struct sd_conn_s {
     int           framed;           /* ... its frame at least */
     uint64_t      expected;         /* bytes of frame and body */
     uint64_t      received;
-    int64_t       last;             /* when something was last sent */
+    int64_t       last;             /* when something was last sent, */
+    int64_t       shown;            /* ... that the client sees */
     sd_job_t     *job;
     sd_chunk_t   *chunk;            /* being sent */
     sd_error_t    refused;          /* status: what to answer once read */
@@ -160,6 +161,7 @@ sd_io_accept(sd_engine_t *e)
         if (c) {
             c->fd = fd;
             c->last = sd_engine_now();
+            c->shown = c->last;
             c->job = sd_job_new(e);
         }
 
@@ -472,6 +474,7 @@ sd_io_write(sd_engine_t *e, sd_conn_t *c)
         }
 
         c->last = sd_engine_now();
+        c->shown = chunk->tick ? c->shown : c->last;
         chunk->sent += n;
 
         if (chunk->sent == chunk->bytes.len) {
@@ -550,7 +553,11 @@ sd_io_idle(sd_engine_t *e, sd_conn_t *c, int64_t now)
     mail = NULL;
     chunk = sd_chunk_new();
 
-    heartbeat = now - c->last >= e->conf.heartbeat;
+    if (chunk) {
+        chunk->tick = 1;
+    }
+
+    heartbeat = now - c->shown >= e->conf.heartbeat;
 
     if (heartbeat) {
         mail = sd_mail_new(SD_EVENT_HEARTBEAT);
@@ -566,7 +573,13 @@ sd_io_idle(sd_engine_t *e, sd_conn_t *c, int64_t now)
         /* re-arms the timer of nginx's side */
 
         if (chunk) {
-            sd_frame_append(&chunk->bytes, SD_FRAME_TICK, NULL, 0);
+            if (job->report.steps) {
+                sd_job_report_locked(job, &chunk->bytes);
+
+            } else {
+                sd_frame_append(&chunk->bytes, SD_FRAME_TICK, NULL, 0);
+            }
+
             sd_job_send_locked(job, chunk);
             chunk = NULL;
         }

@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "../io/base64.h"
+#include "../io/utf8.h"
 #include "fields.h"
 #include "json_reader.h"
 
@@ -428,6 +429,10 @@ sd_query_decode(sd_buf_t *out, const char *s, size_t n)
 
     from = out->len;
 
+    if (n == 0) {
+        return SD_OK;
+    }
+
     for (i = 0; i < n; i++) {
         c = s[i];
 
@@ -447,7 +452,9 @@ sd_query_decode(sd_buf_t *out, const char *s, size_t n)
         sd_buf_append(out, &c, 1);
     }
 
-    if (out->failed || !sd_utf8_valid(out->data + from, out->len - from)) {
+    if (out->failed || memchr(out->data + from, '\0', out->len - from)
+        || !sd_utf8_valid(out->data + from, out->len - from))
+    {
         return SD_ERROR;
     }
 

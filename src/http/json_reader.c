@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "../io/utf8.h"
 #include "json_reader.h"
 
 
@@ -90,109 +91,6 @@ sd_json_word(sd_json_t *j, const char *word)
 }
 
 
-/* bytes of the UTF-8 sequence at s, or 0 */
-
-static size_t
-sd_utf8_sequence(const unsigned char *s, size_t n)
-{
-    size_t    i, len;
-    uint32_t  c;
-
-    if (s[0] < 0x80) {
-        return s[0] != '\0';
-    }
-
-    if (s[0] >= 0xc2 && s[0] <= 0xdf) {
-        len = 2;
-        c = s[0] & 0x1f;
-
-    } else if ((s[0] & 0xf0) == 0xe0) {
-        len = 3;
-        c = s[0] & 0x0f;
-
-    } else if (s[0] >= 0xf0 && s[0] <= 0xf4) {
-        len = 4;
-        c = s[0] & 0x07;
-
-    } else {
-        return 0;
-    }
-
-    if (n < len) {
-        return 0;
-    }
-
-    for (i = 1; i < len; i++) {
-        if ((s[i] & 0xc0) != 0x80) {
-            return 0;
-        }
-
-        c = c << 6 | (s[i] & 0x3f);
-    }
-
-    if ((len == 3 && (c < 0x800 || (c >= 0xd800 && c <= 0xdfff)))
-        || (len == 4 && (c < 0x10000 || c > 0x10ffff)))
-    {
-        return 0;
-    }
-
-    return len;
-}
-
-
-int
-sd_utf8_valid(const char *s, size_t n)
-{
-    size_t  len;
-
-    while (n) {
-        len = sd_utf8_sequence((const unsigned char *) s, n);
-
-        if (len == 0) {
-            return 0;
-        }
-
-        s += len;
-        n -= len;
-    }
-
-    return 1;
-}
-
-
-static void
-sd_json_utf8(sd_buf_t *out, uint32_t c)
-{
-    int            n;
-    unsigned char  s[4];
-
-    if (c < 0x80) {
-        s[0] = c;
-        n = 1;
-
-    } else if (c < 0x800) {
-        s[0] = 0xc0 | c >> 6;
-        s[1] = 0x80 | (c & 0x3f);
-        n = 2;
-
-    } else if (c < 0x10000) {
-        s[0] = 0xe0 | c >> 12;
-        s[1] = 0x80 | (c >> 6 & 0x3f);
-        s[2] = 0x80 | (c & 0x3f);
-        n = 3;
-
-    } else {
-        s[0] = 0xf0 | c >> 18;
-        s[1] = 0x80 | (c >> 12 & 0x3f);
-        s[2] = 0x80 | (c >> 6 & 0x3f);
-        s[3] = 0x80 | (c & 0x3f);
-        n = 4;
-    }
-
-    sd_buf_append(out, s, n);
-}
-
-
 /* the four digits after \u */
 
 static int
@@ -230,6 +128,7 @@ sd_json_hex(sd_json_t *j, uint32_t *c)
 static int
 sd_json_escape(sd_json_t *j, sd_buf_t *out)
 {
+    char                 utf8[4];
     uint32_t             c, low;
     const char          *at;
     static const char    from[] = "\"\\/bfnrt";
@@ -285,7 +184,7 @@ sd_json_escape(sd_json_t *j, sd_buf_t *out)
     }
 
     if (out) {
-        sd_json_utf8(out, c);
+        sd_buf_append(out, utf8, sd_utf8_encode(utf8, c));
     }
 
     return SD_OK;
@@ -330,7 +229,7 @@ sd_json_string(sd_json_t *j, sd_buf_t *out)
             return sd_json_fail(j, "a control character in a string");
         }
 
-        len = sd_utf8_sequence((const unsigned char *) j->p, j->end - j->p);
+        len = sd_utf8_length(j->p, j->end - j->p);
         if (len == 0) {
             return sd_json_fail(j, "invalid UTF-8");
         }

@@ -53,8 +53,5 @@ int sd_json_end(sd_json_t *j);
 
 int sd_json_fail(sd_json_t *j, const char *what);
 
-/* strict: no overlong forms, no surrogates, nothing above U+10FFFF, no NUL */
-int sd_utf8_valid(const char *s, size_t n);
-
 
 #endif

@@ -1,0 +1,1058 @@
+/*
+ * The engine over its socket, with a fake model: every dialect and format, the
+ * queue, and all the ways in which a job can end.
+ */
+
+#define _GNU_SOURCE
+
+#include <dirent.h>
+#include <errno.h>
+#include <poll.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include "../../src/engine/engine.h"
+#include "../../src/io/base64.h"
+#include "fake.h"
+#include "tap.h"
+
+
+#define JSON  "application/json"
+
+
+static uint8_t             cookie[SD_COOKIE_SIZE];
+static struct sockaddr_un  addr;
+static socklen_t           addrlen;
+static int                 listener;
+
+
+/* what came back */
+
+typedef struct {
+    int               status;
+    int               ended;            /* END was the last frame */
+    int               data, infos, ticks;
+    int64_t           content_length;
+    char              type[256];
+    char              headers[4096];
+    sd_buf_t          body;
+    sd_buf_t          ending;
+    sd_frame_info_t   info;
+} answer_t;
+
+
+static int64_t
+now(void)
+{
+    struct timespec  ts;
+
+    clock_gettime(CLOCK_MONOTONIC, &ts);
+
+    return (int64_t) ts.tv_sec * 1000 + ts.tv_nsec / 1000000;
+}
+
+
+static void
+nap(int ms)
+{
+    poll(NULL, 0, ms);
+}
+
+
+static void
+listen_abstract(void)
+{
+    int  n;
+
+    addr.sun_family = AF_UNIX;
+    n = snprintf(addr.sun_path + 1, sizeof(addr.sun_path) - 1,
+                 "sd-test-%d-%lld", (int) getpid(), (long long) now());
+    addrlen = offsetof(struct sockaddr_un, sun_path) + 1 + n;
+
+    listener = socket(AF_UNIX, SOCK_STREAM|SOCK_NONBLOCK|SOCK_CLOEXEC, 0);
+
+    if (bind(listener, (struct sockaddr *) &addr, addrlen) == -1
+        || listen(listener, 64) == -1)
+    {
+        exit(1);
+    }
+}
+
+
+static sd_str_t
+str(const char *s)
+{
+    return (sd_str_t) { s, s ? strlen(s) : 0 };
+}
+
+
+static sd_request_t
+request(uint32_t dialect, const char *accept)
+{
+    sd_request_t  r;
+
+    memset(&r, 0, sizeof(sd_request_t));
+
+    r.location.dialect = dialect;
+    r.location.max_steps = 100;
+    r.location.max_pixels = 512 * 512;
+    r.location.max_images = 4;
+    r.location.preview = SD_PREVIEW_RGB;
+    r.method = SD_METHOD_POST;
+    r.uri = str("/generate");
+    r.accept = str(accept);
+    r.content_type = str(JSON);
+    r.id = str("0123456789abcdef0123456789abcdef");
+
+    return r;
+}
+
+
+static int
+send_request(sd_request_t *r, const char *body)
+{
+    int         fd;
+    size_t      n;
+    ssize_t     rc;
+    sd_buf_t    b = { 0 };
+    sd_error_t  err;
+
+    fd = socket(AF_UNIX, SOCK_STREAM|SOCK_CLOEXEC, 0);
+
+    if (connect(fd, (struct sockaddr *) &addr, addrlen) == -1) {
+        close(fd);
+        return -1;
+    }
+
+    r->body_length = body ? strlen(body) : 0;
+
+    sd_frame_request(&b, cookie, r, &err);
+    sd_buf_append(&b, body, r->body_length);
+
+    for (n = 0; n < b.len; n += rc) {
+        rc = send(fd, b.data + n, b.len - n, MSG_NOSIGNAL);
+
+        if (rc <= 0) {
+            break;
+        }
+    }
+
+    sd_buf_free(&b);
+
+    return fd;
+}
+
+
+static int
+read_all(int fd, void *p, size_t n)
+{
+    ssize_t  rc;
+
+    for ( /* void */ ; n; n -= rc, p = (char *) p + rc) {
+        rc = recv(fd, p, n, 0);
+
+        if (rc <= 0) {
+            return -1;
+        }
+    }
+
+    return 0;
+}
+
+
+/* one frame; -1 at the end */
+
+static int
+read_frame(int fd, answer_t *a)
+{
+    char                *p;
+    sd_frame_t           f;
+    sd_frame_header_t    h;
+
+    if (read_all(fd, &f, sizeof(f)) == -1) {
+        return -1;
+    }
+
+    p = malloc(f.length + 1);
+
+    if (read_all(fd, p, f.length) == -1) {
+        free(p);
+        return -1;
+    }
+
+    switch (f.type) {
+
+    case SD_FRAME_HEADER:
+        memcpy(&h, p, sizeof(h));
+        a->status = h.status;
+        a->content_length = h.content_length;
+        memcpy(a->type, p + sizeof(h), h.content_type_length);
+        memcpy(a->headers, p + sizeof(h) + h.content_type_length,
+               h.headers_length);
+        break;
+
+    case SD_FRAME_DATA:
+        a->data++;
+        sd_buf_append(&a->body, p, f.length);
+        break;
+
+    case SD_FRAME_INFO:
+        a->infos++;
+        memcpy(&a->info, p, sizeof(sd_frame_info_t));
+        break;
+
+    case SD_FRAME_TICK:
+        a->ticks++;
+        break;
+
+    case SD_FRAME_ENDING:
+        a->ending.len = 0;
+        sd_buf_append(&a->ending, p, f.length);
+        break;
+
+    case SD_FRAME_END:
+        a->ended = 1;
+        break;
+    }
+
+    free(p);
+
+    return f.type;
+}
+
+
+static void
+finish(int fd, answer_t *a)
+{
+    while (read_frame(fd, a) != -1) { /* void */ }
+
+    close(fd);
+
+    /* so that strstr() may look at it */
+    sd_buf_append(&a->body, "", 1);
+    a->body.len--;
+}
+
+
+static void
+forget(answer_t *a)
+{
+    sd_buf_free(&a->body);
+    sd_buf_free(&a->ending);
+    memset(a, 0, sizeof(answer_t));
+}
+
+
+static void
+ask(answer_t *a, sd_request_t r, const char *body)
+{
+    forget(a);
+    finish(send_request(&r, body), a);
+}
+
+
+static int
+has(const answer_t *a, const char *s)
+{
+    return memmem(a->body.data, a->body.len, s, strlen(s)) != NULL;
+}
+
+
+static int
+count(const answer_t *a, const char *s)
+{
+    int          n;
+    const char  *p, *end;
+
+    n = 0;
+    p = a->body.data;
+    end = p + a->body.len;
+
+    while ((p = memmem(p, end - p, s, strlen(s))) != NULL) {
+        p += strlen(s);
+        n++;
+    }
+
+    return n;
+}
+
+
+static int
+jpeg(const void *p, size_t n)
+{
+    return n > 4 && memcmp(p, "\xff\xd8\xff", 3) == 0
+           && memcmp((const char *) p + n - 2, "\xff\xd9", 2) == 0;
+}
+
+
+static int
+fds(void)
+{
+    int   n;
+    DIR  *d;
+
+    n = 0;
+    d = opendir("/proc/self/fd");
+
+    while (readdir(d)) {
+        n++;
+    }
+
+    closedir(d);
+
+    return n;
+}
+
+
+static void
+note(void *data, sd_log_level_t level, const char *message)
+{
+    printf("# log %d: %s\n", level, message);
+}
+
+
+static sd_engine_t *
+start(int queue, int slots)
+{
+    sd_error_t        err;
+    sd_engine_t      *e;
+    sd_model_conf_t   model = { "fake", SD_PRECISION_EXACT };
+    sd_engine_conf_t  conf;
+
+    memset(&conf, 0, sizeof(sd_engine_conf_t));
+
+    conf.listen = listener;
+    memcpy(conf.cookie, cookie, SD_COOKIE_SIZE);
+    conf.device = "cpu";
+    conf.models = &model;
+    conf.nmodels = 1;
+    conf.queue = queue;
+    conf.slots = slots;
+    conf.heartbeat = 300;
+    conf.log = note;
+
+    if (sd_engine_start(&e, &conf, &err) != SD_OK) {
+        printf("# %s\n", err.message);
+        exit(1);
+    }
+
+    return e;
+}
+
+
+static void
+idle(sd_engine_t *e)
+{
+    int  i;
+
+    for (i = 0; sd_engine_active(e) && i < 2000; i++) {
+        nap(1);
+    }
+}
+
+
+/* the value of "key":" in a JSON answer, or of a header; static memory */
+
+static char *
+find(const char *s, const char *key, int end)
+{
+    size_t        n;
+    const char   *p;
+    static char   value[1 << 20];
+
+    p = s ? strstr(s, key) : NULL;
+
+    if (p == NULL) {
+        return NULL;
+    }
+
+    p += strlen(key);
+    n = strchr(p, end) - p;
+    memcpy(value, p, n);
+    value[n] = '\0';
+
+    return value;
+}
+
+
+static void
+test_loading(sd_engine_t *e)
+{
+    answer_t      a = { 0 };
+    sd_request_t  r;
+
+    r = request(SD_DIALECT_READY, "");
+    r.method = SD_METHOD_GET;
+    ask(&a, r, NULL);
+    is_int(a.status, 503, "not ready while the model loads");
+    ok(strstr(a.headers, "Retry-After: ") != NULL, "with Retry-After");
+
+    ask(&a, request(SD_DIALECT_NATIVE, "multipart/mixed"),
+        "{\"prompt\":\"x\"}");
+    is_int(a.status, 200, "a request waits for the model");
+    ok(a.infos + a.ticks > 10, "ticks meanwhile");
+
+    ask(&a, r, NULL);
+    is_int(a.status, 200, "ready then");
+    is_str(a.body.data, "{\"status\":\"ready\"}\n", "and says so");
+
+    forget(&a);
+}
+
+
+static void
+test_still(void)
+{
+    answer_t      a = { 0 };
+    sd_request_t  r;
+
+    r = request(SD_DIALECT_NATIVE, "*/*");
+
+    ask(&a, r, "{\"prompt\":\"a house\",\"seed\":7,\"steps\":3,\"foo\":1}");
+    is_int(a.status, 200, "a picture");
+    is_str(a.type, "image/jpeg", "is a JPEG");
+    ok(jpeg(a.body.data, a.body.len), "whole");
+    is_int(a.content_length, a.body.len, "of the length it says");
+    ok(a.ended, "and ends");
+    ok(strstr(a.headers, "SD-Seed: 7\r\n") != NULL, "SD-Seed");
+    ok(strstr(a.headers, "SD-Steps: 3\r\n") != NULL, "SD-Steps");
+    ok(strstr(a.headers, "Cache-Control: no-store, no-transform\r\n") != NULL,
+       "Cache-Control");
+    ok(strstr(a.headers, "X-Request-Id: 0123456789abcdef") != NULL,
+       "X-Request-Id");
+    ok(strstr(a.headers, "SD-Warning: unknown field \"foo\"") != NULL,
+       "SD-Warning");
+    is_str(a.info.status, "ok", "the log's status");
+    is_int(a.info.step, 3, "the log's step");
+    is_str(a.info.model, "fake", "the log's model");
+
+    ask(&a, request(SD_DIALECT_NATIVE, "image/png"), "{\"prompt\":\"a\"}");
+    ok(a.body.len > 8 && memcmp(a.body.data, "\x89PNG", 4) == 0, "a PNG");
+    ok(memmem(a.body.data, a.body.len, "Steps: 20, Sampler: ", 20) != NULL,
+       "with parameters");
+
+    r.method = SD_METHOD_GET;
+    r.args = str("prompt=a+b%20c&steps=2&seed=3&format=png");
+    r.content_type = str("");
+    ask(&a, r, NULL);
+    is_str(a.type, "image/png", "GET with arguments");
+
+    r.method = SD_METHOD_HEAD;
+    ask(&a, r, NULL);
+    is_int(a.status, 200, "HEAD");
+    is_int(a.body.len, 0, "has no body");
+    is_str(a.type, "image/png", "but a type");
+
+    forget(&a);
+}
+
+
+static void
+test_multipart(void)
+{
+    int        parts;
+    char      *p, *end, *b, boundary[64];
+    size_t     n, close;
+    answer_t   a = { 0 };
+
+    ask(&a, request(SD_DIALECT_NATIVE, "multipart/mixed"),
+        "{\"prompt\":\"x\",\"steps\":4,\"seed\":1,\"n\":2,\"bar\":null}");
+
+    is_int(a.status, 200, "multipart/mixed");
+    ok(strncmp(a.type, "multipart/mixed; boundary=", 26) == 0, "its type");
+
+    n = snprintf(boundary, sizeof(boundary), "--%.40s", a.type + 26);
+
+    /* walk through it by Content-Length alone */
+
+    p = a.body.data;
+    end = p + a.body.len;
+    parts = 0;
+    close = 0;
+
+    while (p + n + 2 <= end && memcmp(p, boundary, n) == 0) {
+        p += n;
+
+        if (memcmp(p, "--\r\n", 4) == 0) {
+            close = p + 4 == end;
+            break;
+        }
+
+        b = strstr(p, "\r\n\r\n");
+        p = strstr(p, "Content-Length: ");
+
+        if (b == NULL || p == NULL || p > b) {
+            break;
+        }
+
+        p = b + 4 + atoi(p + 16) + 2;
+        parts++;
+    }
+
+    ok(close, "ends with its closing boundary");
+    is_int(parts, 1 + 2 * (3 * 2 + 2), "a start, then each with its latent");
+    is_int(a.data, 1 + 2 * (3 + 1), "a frame for each event");
+    is_int(count(&a, "SD-Event: preview"), 6, "previews");
+    is_int(count(&a, "SD-Event: latent"), 8, "latents");
+    is_int(count(&a, "SD-Event: final"), 2, "pictures");
+    is_int(count(&a, "SD-Seed: 2"), 8, "the second one has the next seed");
+    ok(has(&a, "\"warnings\":[\"unknown field \\\"bar\\\" was ignored\"]"),
+       "warnings in the start");
+    ok(a.ending.len && memmem(a.ending.data, a.ending.len, "engine_failed", 13),
+       "an ending, for the case");
+
+    ask(&a, request(SD_DIALECT_NATIVE, "multipart/mixed"),
+        "{\"prompt\":\"x\",\"steps\":10,\"previews\":4,\"latent\":\"none\"}");
+    is_int(count(&a, "SD-Event: preview"), 4, "evenly spaced");
+    ok(has(&a, "SD-Step: 2\r\n") && has(&a, "SD-Step: 4\r\n")
+       && has(&a, "SD-Step: 6\r\n") && has(&a, "SD-Step: 8\r\n"), "they are");
+    is_int(count(&a, "SD-Event: latent"), 0, "no latents");
+
+    ask(&a, request(SD_DIALECT_NATIVE, "multipart/mixed"),
+        "{\"prompt\":\"x\",\"steps\":10,\"preview\":\"none\",\"latent\":3}");
+    is_int(count(&a, "SD-Event: preview"), 0, "no previews");
+    is_int(count(&a, "SD-Event: latent"), 4, "a latent every third step");
+
+    ask(&a, request(SD_DIALECT_NATIVE, "multipart/x-mixed-replace"),
+        "{\"prompt\":\"x\",\"steps\":4,\"preview\":\"vae\"}");
+    is_int(count(&a, "Content-Type: image/jpeg"), 4, "x-mixed-replace");
+    is_int(count(&a, "Content-Type: "), 4, "pictures alone");
+
+    forget(&a);
+}
+
+
+static void
+test_sse(void)
+{
+    answer_t      a = { 0 };
+    sd_request_t  r;
+
+    r = request(SD_DIALECT_NATIVE, "text/event-stream");
+
+    ask(&a, r, "{\"prompt\":\"x\",\"steps\":4,\"preview_every\":2}");
+    is_str(a.type, "text/event-stream; charset=utf-8", "event stream");
+    is_int(count(&a, "event: image_generation.partial_image\ndata: "), 1,
+           "a preview after 2 of 4");
+    is_int(count(&a, "event: image_generation.completed\n"), 1, "completed");
+    is_int(count(&a, "\nid: ") + 1, 3, "ids");
+    ok(has(&a, "\"usage\":{\"total_tokens\":"), "usage");
+
+    r.last_event_id = str("2");
+    ask(&a, r, "{\"prompt\":\"x\"}");
+    is_int(a.status, 204, "a reconnect is told to stop");
+
+    forget(&a);
+}
+
+
+static void
+test_json(void)
+{
+    answer_t  a = { 0 };
+
+    ask(&a, request(SD_DIALECT_NATIVE, JSON),
+        "{\"prompt\":\"x\",\"steps\":4,\"n\":3,\"latent\":\"last\"}");
+    is_int(count(&a, "\"b64_json\":"), 3, "JSON with pictures");
+    is_int(count(&a, "\"latents\":"), 3, "and latents");
+    ok(!has(&a, "\"previews\""), "no previews unasked");
+    ok(has(&a, "\"timings\":{"), "timings");
+    is_int(a.content_length, a.body.len, "Content-Length");
+
+    ask(&a, request(SD_DIALECT_NATIVE, JSON),
+        "{\"prompt\":\"x\",\"steps\":4,\"preview_every\":1}");
+    is_int(count(&a, "\"b64_json\":"), 4, "with previews, if asked");
+
+    forget(&a);
+}
+
+
+static void
+test_sagemaker(void)
+{
+    int           i;
+    char         *p, *whole, *latents, body[65536];
+    answer_t      a = { 0 };
+    sd_request_t  r;
+
+    r = request(SD_DIALECT_SAGEMAKER, "");
+    r.content_type = str("text/x-anything");
+
+    ask(&a, r, "{\"prompt\":\"x\",\"parameters\":{\"seed\":5,"
+        "\"num_inference_steps\":7,\"num_interim_images\":3,"
+        "\"starting_step\":0}}");
+    is_int(a.status, 200, "sagemaker");
+    ok(strncmp(a.body.data, "{\"images\":[\"", 12) == 0
+       && strcmp(strchr(a.body.data, ']'), "]}\n") == 0, "images alone");
+
+    whole = strdup(find(a.body.data, "{\"images\":[\"", '"'));
+
+    r.location.pagination = 1;
+    latents = strdup("");
+
+    for (i = 0; i < 3; i++) {
+        snprintf(body, sizeof(body), "{\"prompt\":\"x\",\"parameters\":{%s"
+                 "\"num_inference_steps\":7,\"num_interim_images\":3,"
+                 "\"starting_step\":%d%s%s%s}}", i ? "" : "\"seed\":5,", i * 3,
+                 i ? ",\"latents\":\"" : "", latents, i ? "\"" : "");
+        ask(&a, r, body);
+
+        is_int(a.status, 200, "a page");
+        is_int(count(&a, "\",\"") + (i < 2), i < 2 ? 4 : 1, "its images");
+
+        p = find(a.body.data, "\"step\":", '}');
+        is_int(p ? atoi(p) : -1, i < 2 ? i * 3 + 3 : 7, "its step");
+
+        free(latents);
+        latents = strdup(find(a.body.data, "\"latents\":\"", '"'));
+    }
+
+    ok(strncmp(a.body.data + 12, whole, strlen(whole)) == 0,
+       "the last page has the picture of the whole");
+
+    snprintf(body, sizeof(body), "{\"prompt\":\"x\",\"parameters\":{"
+             "\"num_inference_steps\":7,\"num_interim_images\":3,"
+             "\"starting_step\":7,\"latents\":\"%s\"}}", latents);
+    ask(&a, r, body);
+    is_int(a.status, 200, "one more call");
+    ok(strncmp(a.body.data + 12, whole, strlen(whole)) == 0,
+       "has it once more");
+
+    ask(&a, r, "{\"prompt\":7}");
+    is_int(a.status, 400, "an error");
+    ok(strncmp(a.body.data, "{\"message\":\"", 12) == 0, "with a message");
+    ok(strstr(a.headers, "x-amzn-ErrorType: ValidationError") != NULL,
+       "and its type");
+
+    free(whole);
+    free(latents);
+    forget(&a);
+}
+
+
+static void
+test_refusals(void)
+{
+    answer_t      a = { 0 };
+    sd_request_t  r;
+
+    r = request(SD_DIALECT_NATIVE, "video/mp4");
+    ask(&a, r, "{\"prompt\":\"x\"}");
+    is_int(a.status, 406, "a type that we do not make");
+
+    r = request(SD_DIALECT_NATIVE, "");
+    r.content_type = str("application/x-www-form-urlencoded");
+    ask(&a, r, "prompt=x");
+    is_int(a.status, 415, "a form");
+
+    r = request(SD_DIALECT_NATIVE, "");
+    ask(&a, r, "{\"prompt\":\"x\",\"width\":12}");
+    is_int(a.status, 400, "a width of 12");
+    is_str(a.body.data, "{\"error\":{\"message\":\"width and height must be "
+           "divisible by 8\",\"type\":\"invalid_request_error\",\"param\":"
+           "\"width\",\"code\":\"invalid_value\"}}\n", "the error object");
+    is_str(a.info.status, "rejected", "rejected, says the log");
+
+    ask(&a, r, "{\"prompt\":\"x\",\"latents\":\"AAAA\"}");
+    is_int(a.status, 400, "latents that are none");
+    is_str(find(a.body.data, "\"param\":\"", '"'), "latents", "are named");
+
+    r.body_length = 0;
+    ask(&a, r, "");
+    is_int(a.status, 400, "an empty body");
+
+    forget(&a);
+}
+
+
+static void
+test_cookie(sd_engine_t *e)
+{
+    answer_t      a = { 0 };
+    sd_request_t  r;
+
+    r = request(SD_DIALECT_NATIVE, "");
+    cookie[3]++;
+    ask(&a, r, "{\"prompt\":\"x\"}");
+    cookie[3]--;
+
+    is_int(a.status, 0, "a wrong cookie gets nothing");
+
+    idle(e);
+    is_int(sd_engine_active(e), 0, "and is forgotten");
+
+    forget(&a);
+}
+
+
+/* one slot, one place in the queue */
+
+static void
+test_queue(sd_engine_t *e)
+{
+    int           fd[2], i;
+    answer_t      a = { 0 };
+    sd_request_t  r;
+
+    fake_step_ms = 20;
+    r = request(SD_DIALECT_NATIVE, "text/event-stream");
+
+    for (i = 0; i < 2; i++) {
+        fd[i] = send_request(&r, "{\"prompt\":\"x\",\"steps\":20}");
+        nap(60);
+    }
+
+    is_int(read_frame(fd[1], &a), SD_FRAME_HEADER, "the second one waits");
+
+    while (a.data == 0 && read_frame(fd[1], &a) != -1) { /* void */ }
+
+    ok(has(&a, "event: queued\ndata: {\"type\":\"queued\",\"position\":1}"),
+       "and is told so");
+
+    ask(&a, request(SD_DIALECT_NATIVE, ""), "{\"prompt\":\"x\"}");
+    is_int(a.status, 503, "the third one is refused");
+    ok(has(&a, "\"code\":\"queue_full\""), "queue_full");
+    ok(strstr(a.headers, "Retry-After: ") != NULL, "Retry-After");
+
+    /* who leaves the queue makes room at once */
+
+    close(fd[1]);
+    nap(50);
+
+    fd[1] = send_request(&r, "{\"prompt\":\"x\",\"steps\":2}");
+    forget(&a);
+    finish(fd[1], &a);
+    is_int(a.status, 200, "room again");
+
+    forget(&a);
+    finish(fd[0], &a);
+    is_int(count(&a, "event: image_generation.completed"), 1,
+           "the first one noticed nothing");
+
+    idle(e);
+    is_int(fake_pictures, 0, "no picture is left");
+
+    fake_step_ms = 1;
+    forget(&a);
+}
+
+
+static void
+test_cancel(sd_engine_t *e)
+{
+    int           fd, steps;
+    int64_t       t;
+    answer_t      a = { 0 };
+    sd_request_t  r;
+
+    fake_step_ms = 1000;
+    r = request(SD_DIALECT_NATIVE, "image/jpeg");
+
+    fd = send_request(&r, "{\"prompt\":\"x\"}");
+    nap(100);
+    steps = fake_steps;
+
+    t = now();
+    close(fd);
+
+    while (fake_pictures && now() - t < 2000) {
+        nap(1);
+    }
+
+    ok(now() - t < 200, "a client that leaves ends the job within a step");
+    is_int(fake_steps, steps, "of which nothing comes");
+
+    fake_step_ms = 30;
+    r.location.timeout = 200;
+    ask(&a, r, "{\"prompt\":\"x\",\"seed\":3}");
+    is_int(a.status, 504, "a job that takes too long");
+    is_str(a.info.status, "timeout", "the log's status");
+    ok(has(&a, "\"states\":[{\"image\":0,\"step\":"), "gives its state back");
+
+    r = request(SD_DIALECT_NATIVE, "multipart/mixed");
+    r.location.timeout = 200;
+    ask(&a, r, "{\"prompt\":\"x\",\"latent\":\"none\"}");
+    is_int(a.status, 200, "the same as a stream");
+    is_int(count(&a, "SD-Event: latent"), 1, "has the state");
+    ok(has(&a, "\"code\":\"timeout\""), "and the error");
+    ok(memcmp(a.body.data + a.body.len - 4, "--\r\n", 4) == 0, "and an end");
+
+    fake_step_ms = 1;
+    fake_step_fails = 1;
+    r.location.timeout = 0;
+    ask(&a, r, "{\"prompt\":\"x\"}");
+    ok(has(&a, "\"code\":\"internal_error\""), "a step that fails");
+    is_str(a.info.status, "error", "the log's status");
+
+    ask(&a, request(SD_DIALECT_NATIVE, JSON), "{\"prompt\":\"x\",\"n\":3}");
+    is_int(a.status, 500, "the same, collected");
+    fake_step_fails = 0;
+
+    idle(e);
+    is_int(fake_pictures, 0, "no picture is left");
+
+    forget(&a);
+}
+
+
+/* previews of 512x512 add up to more than a socket takes */
+
+static void
+test_slow(sd_engine_t *e)
+{
+    int           fd, previews;
+    int64_t       t;
+    answer_t      a = { 0 };
+    sd_request_t  r;
+
+    r = request(SD_DIALECT_NATIVE, "multipart/mixed");
+
+    fd = send_request(&r, "{\"prompt\":\"x\",\"width\":512,\"height\":512,"
+                      "\"steps\":90,\"quality\":100}");
+
+    t = now();
+
+    while (fake_pictures == 0 && now() - t < 3000) {
+        nap(1);
+    }
+
+    while (fake_pictures && now() - t < 10000) {
+        nap(1);
+    }
+
+    is_int(fake_pictures, 0, "a slow client does not hold the device");
+
+    ask(&a, request(SD_DIALECT_NATIVE, ""), "{\"prompt\":\"x\"}");
+    is_int(a.status, 200, "nor anyone else");
+
+    forget(&a);
+    finish(fd, &a);
+
+    previews = count(&a, "SD-Event: preview");
+
+    ok(previews > 0 && previews < 89, "it misses previews");
+    printf("# got %d of 89\n", previews);
+    is_int(count(&a, "SD-Event: latent"), previews + 1, "with their latents");
+    is_int(count(&a, "SD-Event: final"), 1, "but not the picture");
+    ok(memcmp(a.body.data + a.body.len - 4, "--\r\n", 4) == 0, "nor the end");
+
+    forget(&a);
+}
+
+
+static void
+test_heartbeat(void)
+{
+    answer_t  a = { 0 };
+
+    fake_step_ms = 700;
+    ask(&a, request(SD_DIALECT_NATIVE, "text/event-stream"),
+        "{\"prompt\":\"x\",\"steps\":2}");
+    ok(count(&a, ": still here\n\n") >= 2, "heartbeats within a long step");
+
+    fake_step_ms = 1;
+    forget(&a);
+}
+
+
+static void
+test_status(void)
+{
+    answer_t      a = { 0 };
+    sd_request_t  r;
+
+    r = request(SD_DIALECT_STATUS, "");
+    r.method = SD_METHOD_GET;
+
+    ask(&a, r, NULL);
+    is_int(a.status, 200, "status");
+    ok(has(&a, "\"requests\":{\"ok\":"), "with counters");
+    ok(has(&a, "\"state\":\"ready\""), "and models");
+    ok(!has(&a, "\"steps\":0,"), "steps were counted");
+    printf("# %s", a.body.data);
+
+    forget(&a);
+}
+
+
+static void
+test_drain(sd_engine_t *e)
+{
+    int           fd[3], i;
+    answer_t      a = { 0 };
+    sd_request_t  r;
+
+    fake_step_ms = 30;
+
+    r = request(SD_DIALECT_NATIVE, "multipart/mixed");
+    fd[0] = send_request(&r, "{\"prompt\":\"x\",\"steps\":100,\"n\":2}");
+    r = request(SD_DIALECT_NATIVE, JSON);
+    fd[1] = send_request(&r, "{\"prompt\":\"x\",\"steps\":100}");
+    r = request(SD_DIALECT_NATIVE, "multipart/mixed");
+    nap(300);
+    fd[2] = send_request(&r, "{\"prompt\":\"x\",\"steps\":100}");
+    nap(100);
+
+    sd_engine_quit(e);
+    sd_engine_drain(e);
+
+    finish(fd[0], &a);
+    is_int(count(&a, "SD-Event: handoff"), 1, "a stream is handed off");
+    ok(has(&a, "\"resumable\":true"), "with its state");
+    ok(has(&a, "\"code\":\"draining\""), "as draining");
+    ok(memcmp(a.body.data + a.body.len - 4, "--\r\n", 4) == 0, "in order");
+
+    forget(&a);
+    finish(fd[1], &a);
+    is_int(a.status, 503, "what collects gets a 503");
+    ok(has(&a, "\"states\":[{\"image\":0,"), "with its state");
+    ok(strstr(a.headers, "Retry-After: ") != NULL, "Retry-After");
+
+    forget(&a);
+    finish(fd[2], &a);
+    ok(has(&a, "\"code\":\"draining\""), "what waits is told, too");
+
+    idle(e);
+    is_int(sd_engine_active(e), 0, "nothing is active");
+
+    r = request(SD_DIALECT_READY, "");
+    i = send_request(&r, "");
+    nap(200);
+    is_int(sd_engine_active(e), 0, "nobody else is let in");
+    close(i);
+
+    fake_step_ms = 1;
+    forget(&a);
+}
+
+
+static void
+test_failures(void)
+{
+    answer_t      a = { 0 };
+    sd_engine_t  *e;
+
+    fake_load_fails = 1;
+    fake_load_ms = 0;
+    e = start(2, 1);
+
+    ask(&a, request(SD_DIALECT_NATIVE, ""), "{\"prompt\":\"x\"}");
+    is_int(a.status, 503, "a model that does not load");
+    ok(has(&a, "\"code\":\"model_failed\"") && has(&a, "a weight is missing"),
+       "says why");
+
+    ask(&a, request(SD_DIALECT_STATUS, ""), NULL);
+    ok(has(&a, "\"state\":\"failed\"") && has(&a, "a weight is missing"),
+       "so does the status");
+
+    sd_engine_stop(e);
+    fake_load_fails = 0;
+
+    fake_open_fails = 1;
+    e = start(2, 1);
+
+    ask(&a, request(SD_DIALECT_NATIVE, ""), "{\"prompt\":\"x\"}");
+    is_int(a.status, 503, "a model that is not there");
+    ok(has(&a, "no such model"), "says why");
+
+    ask(&a, request(SD_DIALECT_READY, ""), NULL);
+    is_int(a.status, 503, "and is not ready");
+
+    sd_engine_stop(e);
+    fake_open_fails = 0;
+
+    forget(&a);
+}
+
+
+static void
+test_stop(void)
+{
+    int           fd[4], i;
+    int64_t       t;
+    answer_t      a = { 0 };
+    sd_engine_t  *e;
+    sd_request_t  r;
+
+    fake_step_ms = 10000;
+    fake_load_ms = 10000;
+
+    e = start(4, 2);
+    nap(50);
+    t = now();
+    sd_engine_stop(e);
+    ok(now() - t < 200, "stopped while it loads");
+
+    fake_load_ms = 0;
+    fake_step_ms = 1;
+    e = start(4, 2);
+    ask(&a, request(SD_DIALECT_NATIVE, ""), "{\"prompt\":\"x\"}");
+    fake_step_ms = 10000;
+
+    r = request(SD_DIALECT_NATIVE, "text/event-stream");
+
+    for (i = 0; i < 4; i++) {
+        fd[i] = send_request(&r, "{\"prompt\":\"x\"}");
+    }
+
+    nap(100);
+    t = now();
+    sd_engine_stop(e);
+    ok(now() - t < 200, "stopped in the middle of a step");
+    is_int(fake_pictures, 0, "no picture is left");
+
+    forget(&a);
+    finish(fd[0], &a);
+    ok(!a.ended, "a stream is cut");
+
+    for (i = 1; i < 4; i++) {
+        close(fd[i]);
+    }
+
+    fake_step_ms = 1;
+    forget(&a);
+}
+
+
+int
+main(void)
+{
+    int           before;
+    sd_engine_t  *e;
+
+    memset(cookie, 0x5a, SD_COOKIE_SIZE);
+    listen_abstract();
+    before = fds();
+
+    fake_load_ms = 1500;
+    e = start(1, 1);
+
+    test_loading(e);
+    test_still();
+    test_multipart();
+    test_sse();
+    test_json();
+    test_sagemaker();
+    test_refusals();
+    test_cookie(e);
+    test_queue(e);
+    test_cancel(e);
+    test_slow(e);
+    test_heartbeat();
+    test_status();
+
+    sd_engine_stop(e);
+
+    fake_load_ms = 0;
+    e = start(4, 3);
+    test_drain(e);
+    sd_engine_stop(e);
+
+    test_failures();
+    test_stop();
+
+    is_int(fds(), before, "no descriptor is left");
+
+    return done();
+}

@@ -1,0 +1,348 @@
+/*
+ * A model that paints gradients, in place of src/ops and src/sd/model.c and
+ * picture.c: for what is not about pictures.  How long a step takes, and what
+ * fails, is up to the test.  States are real ones.
+ */
+
+#ifndef FAKE_H
+#define FAKE_H
+
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "../../src/sd/picture.h"
+#include "../../src/sd/state.h"
+
+
+static atomic_int  fake_step_ms = 1;    /* 0 .. */
+static atomic_int  fake_load_ms;
+static atomic_int  fake_open_fails, fake_load_fails, fake_step_fails;
+static atomic_int  fake_pictures;       /* that are alive */
+static atomic_int  fake_steps;          /* made in all */
+
+
+struct sd_picture_s {
+    sd_model_t   *model;
+    char          digest[65];
+    int           width, height, step, steps;
+    uint64_t      seed;
+    double        guidance;
+    int           resumed, begun;
+    sd_state_flags_t  flags;
+    const sd_sampler_t  *sampler;
+};
+
+
+/* in pieces of a millisecond, as operations look at cancel for each tile */
+
+static int
+fake_work(int ms, const atomic_int *cancel)
+{
+    struct timespec  ts = { 0, 1000000 };
+
+    for ( /* void */ ; ms > 0; ms--) {
+        if (cancel && atomic_load(cancel)) {
+            return SD_CANCELLED;
+        }
+
+        nanosleep(&ts, NULL);
+    }
+
+    return cancel && atomic_load(cancel) ? SD_CANCELLED : SD_OK;
+}
+
+
+int
+sd_device_open(sd_device_t **dev, const char *name, int threads,
+    sd_precision_t precision, const char *isa, sd_error_t *err)
+{
+    *dev = calloc(1, sizeof(sd_device_t));
+    strcpy((*dev)->name, name);
+    strcpy((*dev)->isa, "none");
+    strcpy((*dev)->numerics, "fake-1");
+
+    return SD_OK;
+}
+
+
+void
+sd_device_close(sd_device_t *dev)
+{
+    free(dev);
+}
+
+
+int
+sd_context_init(sd_context_t *cx, sd_device_t *dev, int plan, size_t size,
+    sd_error_t *err)
+{
+    memset(cx, 0, sizeof(sd_context_t));
+    cx->arena.base = malloc(size);
+    cx->arena.size = size;
+
+    return SD_OK;
+}
+
+
+void
+sd_context_free(sd_context_t *cx)
+{
+    free(cx->arena.base);
+    cx->arena.base = NULL;
+}
+
+
+int
+sd_model_open(sd_model_t **m, const char *path, sd_device_t *dev,
+    sd_error_t *err)
+{
+    if (fake_open_fails) {
+        return sd_fail(err, "no such model");
+    }
+
+    *m = calloc(1, sizeof(sd_model_t));
+
+    strcpy((*m)->name, "fake");
+    memset((*m)->fingerprint, 'f', 64);
+    (*m)->vae_scale = 8;
+    (*m)->default_width = 64;
+    (*m)->default_height = 32;
+
+    return SD_OK;
+}
+
+
+int
+sd_model_load(sd_model_t *m, sd_device_t *dev,
+    void (*progress)(void *data, double done), void *data,
+    const atomic_int *cancel, sd_error_t *err)
+{
+    if (fake_load_fails) {
+        return sd_fail(err, "a weight is missing");
+    }
+
+    return fake_work(fake_load_ms, cancel);
+}
+
+
+void
+sd_model_close(sd_model_t *m)
+{
+    free(m);
+}
+
+
+int
+sd_model_plan(sd_model_t *m, sd_device_t *dev, int width, int height,
+    size_t *step, size_t *prompt, size_t *decode, sd_error_t *err)
+{
+    *step = (size_t) width * height;
+    *prompt = 1000;
+    *decode = (size_t) width * height * 3;
+
+    return SD_OK;
+}
+
+
+int
+sd_picture_create(sd_picture_t **pp, sd_model_t *m, const sd_params_t *params,
+    sd_error_t *err)
+{
+    int            rc;
+    sd_state_t     s, r;
+    sd_picture_t  *p;
+
+    p = calloc(1, sizeof(sd_picture_t));
+
+    p->model = m;
+    p->width = params->width;
+    p->height = params->height;
+    p->steps = params->steps;
+    p->seed = params->seed;
+    p->guidance = params->guidance;
+    p->sampler = params->sampler ? params->sampler : &sd_samplers[0];
+    sd_state_digest(p->digest, params->prompt, params->negative_prompt);
+
+    if (params->latents) {
+        if (sd_state_read(&s, params->latents, params->latents_size, err)
+            != SD_OK)
+        {
+            free(p);
+            return SD_ERROR;
+        }
+
+        memset(&r, 0, sizeof(sd_state_t));
+
+        r.version = SD_STATE_VERSION;
+        r.step = params->starting_step;
+        r.steps = p->steps;
+        r.width = p->width;
+        r.height = p->height;
+        r.c = 4;
+        r.w = p->width / 8;
+        r.h = p->height / 8;
+        r.guidance = p->guidance;
+        strcpy(r.sampler, p->sampler->name);
+        strcpy(r.model, m->fingerprint);
+        strcpy(r.prompt, p->digest);
+        strcpy(r.numerics, "fake-1");
+
+        rc = sd_state_check(&s, &r, &p->flags, err);
+
+        if (rc == SD_OK && s.version) {
+            p->step = s.step;
+            p->seed = s.seed;
+        }
+
+        p->resumed = 1;
+        sd_state_free(&s);
+
+        if (rc != SD_OK) {
+            free(p);
+            return rc;
+        }
+    }
+
+    fake_pictures++;
+    *pp = p;
+
+    return SD_OK;
+}
+
+
+void
+sd_picture_destroy(sd_picture_t *p)
+{
+    if (p) {
+        fake_pictures--;
+        free(p);
+    }
+}
+
+
+size_t
+sd_picture_memory(const sd_picture_t *p)
+{
+    return 0;
+}
+
+
+int
+sd_picture_begin(sd_picture_t *p, sd_context_t *cx, const atomic_int *cancel,
+    sd_error_t *err)
+{
+    p->begun = 1;
+
+    return fake_work(1, cancel);
+}
+
+
+int
+sd_picture_step(sd_picture_t *p, sd_context_t *cx, const atomic_int *cancel,
+    sd_error_t *err)
+{
+    if (fake_step_fails) {
+        return sd_fail(err, "a step went wrong");
+    }
+
+    if (fake_work(fake_step_ms, cancel) != SD_OK) {
+        return SD_CANCELLED;
+    }
+
+    memset(cx->arena.base, p->step, (size_t) p->width * p->height);
+    p->step++;
+    fake_steps++;
+
+    return SD_OK;
+}
+
+
+static void
+fake_paint(sd_picture_t *p, uint8_t *rgb, int width, int height)
+{
+    int  x, y;
+
+    for (y = 0; y < height; y++) {
+        for (x = 0; x < width; x++, rgb += 3) {
+            rgb[0] = x * 255 / width;
+            rgb[1] = y * 255 / height;
+            rgb[2] = p->step * 10 + p->seed;
+        }
+    }
+}
+
+
+int
+sd_picture_preview(sd_picture_t *p, sd_context_t *cx, uint8_t *rgb,
+    sd_error_t *err)
+{
+    fake_paint(p, rgb, p->width / 8, p->height / 8);
+
+    return SD_OK;
+}
+
+
+int
+sd_picture_decode(sd_picture_t *p, sd_context_t *cx, int denoised,
+    uint8_t *rgb, float *image, const atomic_int *cancel, sd_error_t *err)
+{
+    fake_paint(p, rgb, p->width, p->height);
+
+    return fake_work(1, cancel);
+}
+
+
+int
+sd_picture_state(sd_picture_t *p, sd_buf_t *out, sd_error_t *err)
+{
+    int         rc;
+    sd_state_t  s;
+
+    memset(&s, 0, sizeof(sd_state_t));
+
+    s.version = SD_STATE_VERSION;
+    s.step = p->step;
+    s.steps = p->steps;
+    s.seed = p->seed;
+    s.width = p->width;
+    s.height = p->height;
+    s.guidance = p->guidance;
+    s.c = 4;
+    s.h = p->height / 8;
+    s.w = p->width / 8;
+    s.latents = calloc((size_t) s.c * s.h * s.w, sizeof(float));
+    strcpy(s.sampler, p->sampler->name);
+    strcpy(s.model, p->model->fingerprint);
+    strcpy(s.prompt, p->digest);
+    strcpy(s.numerics, "fake-1");
+
+    rc = sd_state_write(out, &s, err);
+
+    free(s.latents);
+
+    return rc;
+}
+
+
+void
+sd_picture_info(const sd_picture_t *p, sd_picture_info_t *info)
+{
+    memset(info, 0, sizeof(sd_picture_info_t));
+
+    info->step = p->step;
+    info->steps = p->steps;
+    info->width = p->width;
+    info->height = p->height;
+    info->seed = p->seed;
+    info->sampler = p->sampler->name;
+    info->prompt_tokens = 5;
+    info->negative_tokens = 2;
+    info->resumed = p->resumed;
+    info->branched = p->flags.branched;
+    info->inexact = p->flags.inexact;
+}
+
+
+#endif
