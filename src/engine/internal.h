@@ -205,6 +205,8 @@ struct sd_engine_s {
 
     /* I/O thread */
     int                      epoll;
+    int                      accepting;     /* the listener is in epoll */
+    int64_t                  accept_after;  /* a time, or 0 */
     sd_conn_t               *conns;
 
     int                      event;         /* eventfd: wakes the I/O thread */

@@ -22,6 +22,7 @@
 #define SD_IO_TICK     5000
 #define SD_IO_REQUEST  30000        /* ms for a request to arrive */
 #define SD_IO_READ     65536
+#define SD_IO_REST     500          /* ms without accept() after a failure */
 
 
 struct sd_conn_s {
@@ -40,6 +41,7 @@ struct sd_conn_s {
 };
 
 
+static void sd_io_listen(sd_engine_t *e);
 static void sd_io_accept(sd_engine_t *e);
 static void sd_io_read(sd_engine_t *e, sd_conn_t *c);
 static void sd_io_write(sd_engine_t *e, sd_conn_t *c);
@@ -51,20 +53,19 @@ static void sd_io_close(sd_engine_t *e, sd_conn_t *c);
 void *
 sd_io_thread(void *data)
 {
-    int                  i, n, accepting;
+    int                  i, n;
     int64_t              scanned;
     uint64_t             counter;
     sd_conn_t           *c;
     sd_engine_t         *e = data;
     struct epoll_event   events[SD_IO_EVENTS];
 
-    accepting = 0;
     scanned = 0;
 
     while (!atomic_load(&e->stopping)) {
 
         n = epoll_wait(e->epoll, events, SD_IO_EVENTS,
-                       e->conns ? SD_IO_SCAN : -1);
+                       e->conns || e->accept_after ? SD_IO_SCAN : -1);
 
         for (i = 0; i < n; i++) {
             c = events[i].data.ptr;
@@ -85,29 +86,12 @@ sd_io_thread(void *data)
 
         sd_io_wake(e);
 
-        pthread_mutex_lock(&e->lock);
-        n = e->opened && !e->quitting;
-        pthread_mutex_unlock(&e->lock);
-
-        if (n != accepting) {
-            accepting = n;
-
-            if (n) {
-                events[0].events = EPOLLIN;
-                events[0].data.ptr = e;
-                epoll_ctl(e->epoll, EPOLL_CTL_ADD, e->conf.listen, events);
-
-            } else {
-                /* those who have connected already are served */
-                sd_io_accept(e);
-                epoll_ctl(e->epoll, EPOLL_CTL_DEL, e->conf.listen, NULL);
-            }
-        }
-
         if (sd_engine_now() - scanned >= SD_IO_SCAN) {
             scanned = sd_engine_now();
             sd_io_scan(e);
         }
+
+        sd_io_listen(e);
     }
 
     while (e->conns) {
@@ -115,6 +99,49 @@ sd_io_thread(void *data)
     }
 
     return NULL;
+}
+
+
+/* whether to accept: once the models are opened, until the engine quits, and
+ * not for a while after it has failed */
+
+static void
+sd_io_listen(sd_engine_t *e)
+{
+    int                  want, quit;
+    struct epoll_event   ev;
+
+    pthread_mutex_lock(&e->lock);
+    quit = e->quitting;
+    want = e->opened && !quit;
+    pthread_mutex_unlock(&e->lock);
+
+    if (e->accept_after > sd_engine_now()) {
+        want = 0;
+
+    } else {
+        e->accept_after = 0;
+    }
+
+    if (want == e->accepting) {
+        return;
+    }
+
+    e->accepting = want;
+
+    if (want) {
+        ev.events = EPOLLIN;
+        ev.data.ptr = e;
+        epoll_ctl(e->epoll, EPOLL_CTL_ADD, e->conf.listen, &ev);
+        return;
+    }
+
+    if (quit) {
+        /* those who have connected already are served */
+        sd_io_accept(e);
+    }
+
+    epoll_ctl(e->epoll, EPOLL_CTL_DEL, e->conf.listen, NULL);
 }
 
 
@@ -141,6 +168,9 @@ sd_io_accept(sd_engine_t *e)
             if (errno != EAGAIN) {
                 sd_engine_log(e, SD_LOG_ERR, "accept4() failed: %s",
                               strerror(errno));
+
+                /* no descriptors, as a rule: ask again when some are back */
+                e->accept_after = sd_engine_now() + SD_IO_REST;
             }
 
             return;

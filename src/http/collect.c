@@ -80,7 +80,10 @@ sd_json_picture(sd_buf_t *list, const sd_job_info_t *job,
                   (unsigned long long) ev->seed);
 
     if (ev->rgb) {
-        rc = sd_format_picture(&b, job, ev, image, job->params->quality, err);
+        rc = sd_format_picture(&b, job, ev, image,
+                               ev->type == SD_EVENT_FINAL
+                               ? job->params->quality
+                               : sd_preview_quality(job->params), err);
 
         sd_buf_printf(list, ",\"content_type\":\"%s\",\"b64_json\":\"",
                       sd_image_type(image));

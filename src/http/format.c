@@ -10,13 +10,21 @@
 #include "http.h"
 
 
-#define SD_PROMPT_TOKENS  77
+#define SD_PROMPT_TOKENS    77
+#define SD_PREVIEW_QUALITY  80
 
 
 const char *
 sd_image_type(sd_image_format_t image)
 {
     return image == SD_IMAGE_PNG ? "image/png" : "image/jpeg";
+}
+
+
+int
+sd_preview_quality(const sd_job_params_t *p)
+{
+    return p->quality < SD_PREVIEW_QUALITY ? p->quality : SD_PREVIEW_QUALITY;
 }
 
 

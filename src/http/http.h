@@ -184,6 +184,8 @@ int sd_format_picture(sd_buf_t *out, const sd_job_info_t *job,
     const sd_event_t *ev, sd_image_format_t image, int quality,
     sd_error_t *err);
 const char *sd_image_type(sd_image_format_t image);     /* "image/jpeg" */
+/* of previews: they are seen for a moment, and there are many of them */
+int sd_preview_quality(const sd_job_params_t *p);
 /* "error":{...}, as OpenAI has it */
 void sd_format_error(sd_buf_t *out, const sd_error_t *err);
 /* "id":...,"seed":..., what a client needs to know at the start; no braces */

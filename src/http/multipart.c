@@ -113,8 +113,8 @@ sd_multipart_event(sd_buf_t *out, void *state, const sd_job_info_t *job,
         image = preview ? SD_IMAGE_JPEG : job->params->image;
 
         if (preview && ev->rgb) {
-            rc = sd_format_picture(&b, job, ev, image, job->params->quality,
-                                   err);
+            rc = sd_format_picture(&b, job, ev, image,
+                                   sd_preview_quality(job->params), err);
             if (rc != SD_OK) {
                 break;
             }
@@ -197,56 +197,38 @@ static int
 sd_mjpeg_event(sd_buf_t *out, void *state, const sd_job_info_t *job,
     const sd_event_t *ev, sd_error_t *err)
 {
-    int              rc;
-    sd_multipart_t  *m = state;
+    int                 rc, final;
+    sd_multipart_t     *m = state;
+    sd_image_format_t   image;
 
     sd_multipart_open(out, m, job);
 
-    switch (ev->type) {
+    final = ev->type == SD_EVENT_FINAL;
+    image = final ? job->params->image : SD_IMAGE_JPEG;
 
-    case SD_EVENT_PREVIEW:
-    case SD_EVENT_FINAL:
-        if (ev->rgb == NULL) {
-            return SD_OK;
-        }
-
+    if (ev->rgb && (final || ev->type == SD_EVENT_PREVIEW)) {
         m->picture.len = 0;
 
-        rc = sd_format_picture(&m->picture, job, ev,
-                               ev->type == SD_EVENT_FINAL ? job->params->image
-                                                          : SD_IMAGE_JPEG,
-                               job->params->quality, err);
+        rc = sd_format_picture(&m->picture, job, ev, image,
+                               final ? job->params->quality
+                                     : sd_preview_quality(job->params), err);
         if (rc != SD_OK) {
             return rc;
         }
 
-        sd_multipart_part(out, job, ev, ev->type == SD_EVENT_FINAL ? "final"
-                                                                   : "preview",
-                          sd_image_type(ev->type == SD_EVENT_FINAL
-                                        ? job->params->image : SD_IMAGE_JPEG),
-                          m->picture.data, m->picture.len, ev->last);
-        break;
+        sd_multipart_part(out, job, ev, final ? "final" : "preview",
+                          sd_image_type(image), m->picture.data,
+                          m->picture.len, ev->last);
 
-    case SD_EVENT_HEARTBEAT:
+    } else if (ev->type == SD_EVENT_HEARTBEAT && m->picture.len) {
 
         /* the same picture once more: the one thing that shows nothing new */
 
-        if (m->picture.len) {
-            sd_multipart_part(out, job, ev, "preview", "image/jpeg",
-                              m->picture.data, m->picture.len, 0);
-        }
-
-        break;
-
-    case SD_EVENT_HANDOFF:
-    case SD_EVENT_ERROR:
-
-        /* <img> keeps what it shows; no closing boundary: this was cut */
-        break;
-
-    default:
-        break;
+        sd_multipart_part(out, job, ev, "preview", "image/jpeg",
+                          m->picture.data, m->picture.len, 0);
     }
+
+    /* after an error <img> keeps what it shows; no closing boundary: a cut */
 
     return SD_OK;
 }

@@ -134,7 +134,7 @@ sd_sse_event(sd_buf_t *out, void *state, const sd_job_info_t *job,
         break;
 
     case SD_EVENT_PREVIEW:
-        quality = job->params->quality;
+        quality = sd_preview_quality(job->params);
 
         while (ev->rgb) {
             b.len = 0;
