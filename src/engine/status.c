@@ -47,8 +47,10 @@ sd_status_model_locked(sd_buf_t *out, const sd_engine_model_t *m)
         sd_status_string(out, "fingerprint", model->fingerprint);
 
         sd_buf_printf(out, "\"width\":%d,\"height\":%d,"
-                      "\"file_bytes\":%llu,\"packed_bytes\":%zu,",
+                      "\"parameters\":%llu,\"file_bytes\":%llu,"
+                      "\"packed_bytes\":%zu,",
                       model->default_width, model->default_height,
+                      (unsigned long long) model->parameters,
                       (unsigned long long) model->file_bytes,
                       model->packed_bytes);
     }

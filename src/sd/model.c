@@ -388,6 +388,8 @@ sd_model_open(sd_model_t **out, const char *path, sd_device_t *dev,
     snprintf(m->name, sizeof(m->name), "%.60s", strrchr(real, '/') + 1);
     free(real);
 
+    m->device = dev;
+
     if (sd_model_read(m, dev, err) != SD_OK) {
         sd_model_close(m);
         return SD_ERROR;
@@ -408,7 +410,11 @@ sd_model_load(sd_model_t *m, sd_device_t *dev,
     uint64_t      done;
     sd_weights_t  l = { 0 };
 
-    m->device = dev;
+    /* pictures may be created meanwhile, by other threads */
+
+    if (m->device != dev) {
+        m->device = dev;
+    }
 
     done = 0;
 

@@ -49,7 +49,7 @@ typedef struct sd_model_s {
                                                sorted tensors' names, types and
                                                shapes, and samples of their
                                                bytes */
-    sd_device_t           *device;          /* set by load; not owned */
+    sd_device_t           *device;          /* of open, or of load; not owned */
     int                    loaded;
 
     sd_tokenizer_t        *tokenizer;
