@@ -132,6 +132,10 @@ $(BUILD)/ngx_http_sd_module.so: $(BUILD)/nginx/Makefile $(BUILD)/libsd.a \
 
 # tests
 
+$(BUILD)/bench/%: $(BUILD)/bench/%.o $(BUILD)/libsd.a
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LDLIBS)
+
 $(BUILD)/t/unit/%: $(BUILD)/t/unit/%.o $(BUILD)/libsd.a
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LDLIBS)

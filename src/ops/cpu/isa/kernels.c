@@ -18,6 +18,9 @@ sd_peak(long n)
     a = v_set(0.9999f);
     b = v_set(1e-4f);
 
+    /* unrolled everywhere, or the sums would live in memory */
+
+#pragma GCC unroll 8
     for (i = 0; i < 8; i++) {
         s[i] = v_set((float) i);
     }
@@ -34,6 +37,7 @@ sd_peak(long n)
 
     sum = 0;
 
+#pragma GCC unroll 8
     for (i = 0; i < 8; i++) {
         v_store(t, s[i]);
         sum += t[0];
