@@ -136,7 +136,7 @@ sd_attend_task(void *data, int task, char *scratch)
         for (j = 0; j < keys; j += SD_PANEL) {
             sd_isa(sd_gemm)(scores + j, SD_KEYS, q, a->q.ld,
                             kp + (size_t) (from + j) * a->d, SD_PANEL, queries,
-                            a->d, 0);
+                            a->d, 0, NULL, 0);
         }
 
         for (i = 0; i < queries; i++) {
@@ -205,7 +205,7 @@ sd_attend_task(void *data, int task, char *scratch)
 
             sd_isa(sd_gemm)(out + j, a->dcolumns, scores, SD_KEYS,
                             vp + (size_t) a->k.w * j + (size_t) from * columns,
-                            columns, queries, keys, from != 0);
+                            columns, queries, keys, from != 0, NULL, 0);
         }
     }
 

@@ -41,10 +41,14 @@
 /*
  * c += a b, or c = a b where add is zero
  * a: [m, k], lda; b: [k, columns] packed, columns 16 or 32; c: [m, columns],
- * ldc.  Sums over k in order, for any m.
+ * ldc.  Sums over k in order, for any m.  ahead: bytes that will be wanted next,
+ * fetched into the cache meanwhile, or NULL
  */
 void sd_isa(sd_gemm)(float *c, size_t ldc, const float *a, size_t lda,
-    const float *b, int columns, int m, int k, int add);
+    const float *b, int columns, int m, int k, int add, const void *ahead,
+    size_t size);
+
+#define sd_fetch(p)  __builtin_prefetch(p, 0, 2)
 
 int sd_isa(sd_conv2d)(sd_context_t *cx, sd_tensor_t y, const sd_conv2d_t *d);
 int sd_isa(sd_linear)(sd_context_t *cx, sd_tensor_t y, const sd_linear_t *d);

@@ -13,7 +13,7 @@
 
 
 #define SD_BLOCK   192          /* rows of a task */
-#define SD_STEP    640          /* channels of a step */
+#define SD_STEP    640
 #define SD_GROUP   8            /* panels of a task, at most */
 
 
@@ -166,8 +166,8 @@ sd_product_task(void *data, int task, char *scratch)
     int                  row, rows, tap, source, c0, c, add, panel, first, last;
     int                  columns;
     float               *sums, *gathered, *s;
-    size_t               ld, lda, at;
-    const float         *a, *b;
+    size_t               ld, lda, at, size;
+    const float         *a, *b, *ahead;
     const sd_product_t  *p = data;
 
     row = task / p->groups * p->block;
@@ -207,7 +207,21 @@ sd_product_task(void *data, int task, char *scratch)
 
                     s = sums + (panel - first) * SD_PANEL;
 
-                    sd_isa(sd_gemm)(s, ld, a, lda, b, columns, rows, c, add);
+                    /* the first panel fetches rows, the others the panel that
+                     * comes next */
+
+                    if (panel == first && !p->gather) {
+                        ahead = a + SD_MR * lda;
+                        size = rows * lda * sizeof(float);
+
+                    } else {
+                        ahead = panel + 1 < last
+                                ? b + p->packed.rows * SD_PANEL : b + c * columns;
+                        size = (size_t) c * columns * sizeof(float);
+                    }
+
+                    sd_isa(sd_gemm)(s, ld, a, lda, b, columns, rows, c, add,
+                                    ahead, size);
                 }
 
                 at += c;
