@@ -3,9 +3,9 @@
  * machine's peak of fused multiply-adds, measured in the same run; and what the
  * table adds up to: a step with guidance (two samples), and the decoder.
  *
- *     ops [-t threads] [-i isa] [-b] [-n rounds] [filter]
+ *     ops [-t threads] [-i isa] [-b] [-c] [-n rounds] [filter]
  *
- * -b: bf16.  A row is timed -n times, with the peak measured in between; the
+ * -b: bf16.  -c: processor time by threads, for a busy machine.  A row is timed -n times, with the peak measured in between; the
  * least of both counts, since other work on the machine only adds.
  */
 
@@ -151,14 +151,18 @@ static const row_t  table[] = {
 };
 
 
+static clockid_t  source = CLOCK_MONOTONIC;
+static int        divisor = 1;
+
+
 static double
 now(void)
 {
     struct timespec  t;
 
-    clock_gettime(CLOCK_MONOTONIC, &t);
+    clock_gettime(source, &t);
 
-    return t.tv_sec + t.tv_nsec * 1e-9;
+    return (t.tv_sec + t.tv_nsec * 1e-9) / divisor;
 }
 
 
@@ -386,7 +390,7 @@ main(int argc, char **argv)
     bf16 = 0;
     isa = NULL;
 
-    while ((opt = getopt(argc, argv, "t:i:n:b")) != -1) {
+    while ((opt = getopt(argc, argv, "t:i:n:bc")) != -1) {
         switch (opt) {
         case 't':
             threads = atoi(optarg);
@@ -400,12 +404,19 @@ main(int argc, char **argv)
         case 'b':
             bf16 = 1;
             break;
+        case 'c':
+            source = CLOCK_PROCESS_CPUTIME_ID;
+            break;
         default:
             return 2;
         }
     }
 
     filter = argv[optind];
+
+    if (source != CLOCK_MONOTONIC) {
+        divisor = threads;
+    }
 
     if (sd_device_open(&dev, "cpu", threads,
                        bf16 ? SD_PRECISION_BF16 : SD_PRECISION_EXACT, isa, &err)

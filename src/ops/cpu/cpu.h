@@ -55,6 +55,7 @@ int sd_pool_run(sd_context_t *cx, sd_task_pt task, void *data, int n);
 /* weight.c: how a weight lies in memory; offsets in floats */
 
 typedef struct {
+    int      winograd;          /* 36 transformed filters instead of 9 taps */
     int      taps;              /* r * r */
     int      panels;            /* of SD_PANEL columns, the last one maybe of
                                    half as many */
@@ -62,7 +63,8 @@ typedef struct {
     size_t   rows;              /* of a panel: taps * c */
     size_t   bias;              /* [columns] at the start */
     size_t   matrix;            /* panels one after the other, each
-                                   [rows][its columns] */
+                                   [rows][its columns]; winograd: that for each
+                                   of the 36, with c rows */
     size_t   size;
 } sd_packed_t;
 

@@ -8,6 +8,14 @@
  * the gates that belong to them.
  *
  *     bias [columns] | panel 0 [taps][c][32] | panel 1 | ... | [taps][c][16]
+ *
+ * A 3x3 convolution of stride 1 is packed for Winograd's algorithm, transformed
+ * in double precision, where that pays at the model's own size: not where
+ * channels are few, nor where pictures are so small that its filters, four
+ * times as big, take longer to read than the products to compute.  See
+ * isa/winograd.c for the points.
+ *
+ *     bias [columns] | position 0: panel 0 [c][32], panel 1 ... | position 1 ...
  */
 
 #include <stdlib.h>
@@ -16,7 +24,36 @@
 #include "cpu.h"
 
 
+#define SD_WINOGRAD_PIXELS    64        /* more than that */
+#define SD_WINOGRAD_CHANNELS  32        /* at least */
+#define SD_WINOGRAD_MOST      16384     /* c + k: scratch must hold some tiles */
+
+
+/* G, for the points 0, 1, -1, 1/2, -2, infinity; and 0, 1, -1, 2, -2 */
+
+static const double  sd_winograd_g[2][6][3] = {
+    {
+        { 1, 0, 0 },
+        { 1 / 3.0, 1 / 3.0, 1 / 3.0 },
+        { -1 / 3.0, 1 / 3.0, -1 / 3.0 },
+        { -16 / 15.0, -8 / 15.0, -4 / 15.0 },
+        { 1 / 15.0, -2 / 15.0, 4 / 15.0 },
+        { 0, 0, 1 }
+    },
+    {
+        { 1 / 4.0, 0, 0 },
+        { -1 / 6.0, -1 / 6.0, -1 / 6.0 },
+        { -1 / 6.0, 1 / 6.0, -1 / 6.0 },
+        { 1 / 24.0, 2 / 24.0, 4 / 24.0 },
+        { 1 / 24.0, -2 / 24.0, 4 / 24.0 },
+        { 0, 0, 1 }
+    }
+};
+
+
 static int sd_output(const sd_weight_t *w, int column);
+static void sd_winograd_pack(const sd_weight_t *w, const sd_packed_t *p,
+    const float *data);
 
 
 void
@@ -45,6 +82,16 @@ sd_cpu_packed(const sd_weight_t *w, sd_packed_t *p)
     p->panels = (p->columns + SD_PANEL - 1) / SD_PANEL;
 
     p->matrix = sd_align(p->columns, SD_PANEL);
+
+    if (w->kind == SD_WEIGHT_CONV && w->r == 3 && w->stride == 1
+        && w->hint > SD_WINOGRAD_PIXELS
+        && w->c >= SD_WINOGRAD_CHANNELS && w->k >= SD_WINOGRAD_CHANNELS
+        && w->c + w->k <= SD_WINOGRAD_MOST)
+    {
+        p->winograd = 1;
+        p->rows = 36 * (size_t) w->c;
+    }
+
     p->size = p->matrix + p->rows * p->columns;
 }
 
@@ -111,6 +158,11 @@ sd_cpu_weight_pack(sd_device_t *dev, sd_weight_t *w, const float *data,
         out[i] = k >= 0 && bias != NULL ? bias[k] : 0;
     }
 
+    if (p.winograd) {
+        sd_winograd_pack(w, &p, data);
+        return SD_OK;
+    }
+
     dst = out + p.matrix;
 
     for (panel = 0; panel < p.panels; panel++) {
@@ -131,4 +183,60 @@ sd_cpu_weight_pack(sd_device_t *dev, sd_weight_t *w, const float *data,
     }
 
     return SD_OK;
+}
+
+
+/* G g G^T of SD_PANEL / 2 filters at a time, side by side */
+
+static void
+sd_winograd_pack(const sd_weight_t *w, const sd_packed_t *p, const float *data)
+{
+    int            c, i, j, l, k, column, columns;
+    float         *dst;
+    double         g[9][SD_PANEL / 2], t[18][SD_PANEL / 2], s;
+    const double  (*m)[3] = sd_winograd_g[w->upsample];
+
+    for (column = 0; column < p->columns; column += SD_PANEL / 2) {
+        columns = sd_min(SD_PANEL, p->columns - column / SD_PANEL * SD_PANEL);
+
+        for (c = 0; c < w->c; c++) {
+
+            for (l = 0; l < SD_PANEL / 2; l++) {
+                k = column + l;
+
+                for (i = 0; i < 9; i++) {
+                    g[i][l] = k >= w->k ? 0
+                              : data[((size_t) k * w->c + c) * 9 + i];
+                }
+            }
+
+            for (i = 0; i < 6; i++) {
+                for (j = 0; j < 3; j++) {
+                    for (l = 0; l < SD_PANEL / 2; l++) {
+                        t[i * 3 + j][l] = m[i][0] * g[j][l]
+                                          + m[i][1] * g[3 + j][l]
+                                          + m[i][2] * g[6 + j][l];
+                    }
+                }
+            }
+
+            /* position, panel, channel, column in the panel */
+
+            dst = (float *) w->data + p->matrix
+                  + (size_t) (column / SD_PANEL * SD_PANEL) * w->c
+                  + (size_t) c * columns + column % SD_PANEL;
+
+            for (i = 0; i < 36; i++) {
+                for (l = 0; l < SD_PANEL / 2; l++) {
+                    s = t[i / 6 * 3][l] * m[i % 6][0]
+                        + t[i / 6 * 3 + 1][l] * m[i % 6][1]
+                        + t[i / 6 * 3 + 2][l] * m[i % 6][2];
+
+                    dst[l] = (float) s;
+                }
+
+                dst += (size_t) p->columns * w->c;
+            }
+        }
+    }
 }

@@ -50,6 +50,9 @@ void sd_isa(sd_gemm)(float *c, size_t ldc, const float *a, size_t lda,
 
 #define sd_fetch(p)  __builtin_prefetch(p, 0, 2)
 
+/* conv2d with weights that are packed for it */
+int sd_isa(sd_winograd)(sd_context_t *cx, sd_tensor_t y, const sd_conv2d_t *d);
+
 int sd_isa(sd_conv2d)(sd_context_t *cx, sd_tensor_t y, const sd_conv2d_t *d);
 int sd_isa(sd_linear)(sd_context_t *cx, sd_tensor_t y, const sd_linear_t *d);
 int sd_isa(sd_group_norm)(sd_context_t *cx, sd_tensor_t y,

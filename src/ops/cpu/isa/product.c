@@ -301,13 +301,17 @@ sd_isa(sd_conv2d)(sd_context_t *cx, sd_tensor_t y, const sd_conv2d_t *d)
 {
     sd_product_t  p;
 
-    if (cx->plan) {
-        return SD_OK;
-    }
-
     memset(&p, 0, sizeof(sd_product_t));
 
     sd_cpu_packed(d->w, &p.packed);
+
+    if (p.packed.winograd) {
+        return sd_isa(sd_winograd)(cx, y, d);
+    }
+
+    if (cx->plan) {
+        return SD_OK;
+    }
 
     p.weight = d->w->data;
     p.x[0] = d->x.data;
