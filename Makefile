@@ -156,13 +156,25 @@ test:
 	    $(if $(filter command line,$(origin T)),$(T),$(TESTS) $(T))
 endif
 
-$(BUILD)/t/fuzz/%: t/fuzz/%.c $(SRCS) $(ISA_OBJS)
+FUZZ_OBJS := $(SRCS:%.c=$(BUILD)/fuzz/%.o)
+FUZZ_CC   := clang -std=gnu11 -O1 -g -pthread -ffp-contract=off
+
+$(BUILD)/fuzz/%.o: %.c
 	@mkdir -p $(@D)
-	clang $(CPPFLAGS) -std=gnu11 -O1 -g -pthread -ffp-contract=off \
-	    -fsanitize=fuzzer,address,undefined -o $@ $^ $(LDLIBS)
+	$(FUZZ_CC) $(CPPFLAGS) -fsanitize=fuzzer-no-link,address,undefined \
+	    -fno-sanitize-recover=all \
+	    -MMD -MP -c -o $@ $<
+
+$(BUILD)/t/fuzz/%: t/fuzz/%.c $(FUZZ_OBJS) $(ISA_OBJS)
+	@mkdir -p $(@D)
+	$(FUZZ_CC) $(CPPFLAGS) -fsanitize=fuzzer,address,undefined -o $@ $^ \
+	    $(LDLIBS)
+
+-include $(FUZZ_OBJS:.o=.d)
 
 .PHONY: fuzz
 fuzz: $(FUZZERS)
+	perl t/fuzz/seeds.pl $(BUILD)/t/fuzz
 	for f in $(FUZZERS); do \
 	    mkdir -p $$f.corpus && $$f -max_total_time=$(FUZZ_TIME) \
 	        -artifact_prefix=$$f. $$f.corpus || exit 1; \
