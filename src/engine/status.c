@@ -90,7 +90,7 @@ sd_engine_status(sd_engine_t *e, sd_buf_t *out)
     sd_buf_printf(out, "\"threads\":%d,\"slots\":%d,\"running\":%d,"
                   "\"queue\":{\"waiting\":%d,\"limit\":%d},"
                   "\"connections\":%d,\"requests\":{",
-                  e->conf.threads, e->conf.slots, e->nrunning,
+                  d ? d->threads : 0, e->conf.slots, e->nrunning,
                   e->nwaiting, e->conf.queue, atomic_load(&e->active));
 
     for (i = SD_RESULT_OK; i < SD_RESULTS; i++) {

@@ -113,6 +113,7 @@ typedef struct {
     char              name[64];         /* "cpu", "cuda:0" */
     char              isa[32];          /* "avx512", "avx2", "baseline" */
     char              numerics[96];     /* the numerics id, see DESIGN */
+    int               threads;          /* that compute; 0 in plan mode */
     void             *impl;
 } sd_device_t;
 

@@ -127,7 +127,12 @@ sd_weights_read(sd_weights_t *l, sd_weight_t *w, const sd_parts_t *p)
         return;
     }
 
-    w->k = p->k;
+    /* known when it is loaded, and then others look at it */
+
+    if (!l->pack) {
+        w->k = p->k;
+    }
+
     rest = w->kind == SD_WEIGHT_NORM ? 1 : (uint64_t) w->c * w->r * w->r;
 
     if (w->kind == SD_WEIGHT_CONV) {

@@ -80,6 +80,7 @@ sd_cpu_open(sd_device_t *dev, int threads, const char *isa, sd_error_t *err)
     snprintf(dev->numerics, sizeof(dev->numerics), "%s",
              cpu->kernels->numerics);
 
+    dev->threads = threads > 0 ? threads : sd_pool_default_threads();
     dev->impl = cpu;
 
     return SD_OK;

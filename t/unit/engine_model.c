@@ -1,0 +1,335 @@
+/*
+ * The engine with the embedded model: the same request gives the same bytes,
+ * whatever else runs, whole or in pieces, before a reload and after it.
+ */
+
+#define _GNU_SOURCE
+
+#include "../../src/io/base64.h"
+#include "client.h"
+
+
+#define FIELDS  "\"prompt\":\"a red house on a hill\",\"width\":64,"          \
+                "\"height\":64,\"steps\":5,\"seed\":11"
+
+
+/* the body of the part that is this event, at this step; its size in *n */
+
+static char *
+part(const answer_t *a, const char *event, int step, size_t *n)
+{
+    char  *p, *s, *end, *head, line[64];
+
+    p = a->body.data;
+    end = p + a->body.len;
+
+    snprintf(line, sizeof(line), "SD-Event: %s\r\nSD-Step: %d\r\n", event,
+             step);
+
+    while ((p = memmem(p, end - p, "Content-Length: ", 16)) != NULL) {
+        head = p;
+        *n = strtoul(p + 16, &p, 10);
+        s = memmem(head, end - head, "\r\n\r\n", 4);
+
+        if (strncmp(p + 2, line, strlen(line)) == 0) {
+            return s + 4;
+        }
+
+        p = s + 4 + *n;
+    }
+
+    return NULL;
+}
+
+
+static void
+is_same(const answer_t *a, const char *event, int step, const sd_buf_t *whole,
+    const char *name)
+{
+    char    *p;
+    size_t   n;
+
+    p = part(a, event, step, &n);
+
+    ok(p && n == whole->len && memcmp(p, whole->data, n) == 0, "%s", name);
+}
+
+
+static char *
+with_latents(const char *fields, const char *data, size_t n)
+{
+    sd_buf_t  b = { 0 };
+
+    sd_buf_printf(&b, "{%s,\"latents\":\"", fields);
+    sd_buf_base64(&b, data, n);
+    sd_buf_puts(&b, "\"}");
+    sd_buf_append(&b, "", 1);
+
+    return b.data;
+}
+
+
+static void
+test_same(const sd_buf_t *whole)
+{
+    int           fd;
+    char         *p, *body;
+    size_t        n;
+    answer_t      a = { 0 };
+    sd_request_t  r;
+
+    r = request(SD_DIALECT_NATIVE, "image/jpeg");
+
+    ask(&a, r, "{" FIELDS "}");
+    ok(a.body.len == whole->len
+       && memcmp(a.body.data, whole->data, whole->len) == 0, "once more");
+
+    /* beside two others, of another size */
+
+    r.accept = str("multipart/mixed");
+    fd = send_request(&r, "{\"prompt\":\"the sea\",\"width\":128,"
+                      "\"height\":64,\"steps\":12,\"n\":2}");
+    nap(50);
+    ask(&a, request(SD_DIALECT_NATIVE, "image/jpeg"), "{" FIELDS "}");
+    ok(a.body.len == whole->len
+       && memcmp(a.body.data, whole->data, whole->len) == 0, "beside others");
+    close(fd);
+
+    /* image 1 of two whose seeds begin one below */
+
+    ask(&a, request(SD_DIALECT_NATIVE, "multipart/mixed"),
+        "{\"prompt\":\"a red house on a hill\",\"width\":64,\"height\":64,"
+        "\"steps\":5,\"seed\":10,\"n\":2,\"preview\":\"none\"}");
+    p = memmem(a.body.data, a.body.len, "SD-Image: 1\r\nSD-Seed: 11\r\n", 26);
+    ok(p && memmem(p, a.body.data + a.body.len - p, whole->data, whole->len),
+       "as one of two");
+
+    /* with previews and states, and from each of them on */
+
+    ask(&a, request(SD_DIALECT_NATIVE, "multipart/mixed"), "{" FIELDS "}");
+    is_same(&a, "final", 5, whole, "with previews");
+    is_int(count(&a, "SD-Event: preview"), 4, "that came");
+
+    ask(&a, request(SD_DIALECT_NATIVE, "multipart/mixed"),
+        "{" FIELDS ",\"preview\":\"vae\",\"preview_every\":2}");
+    is_same(&a, "final", 5, whole, "with decoded previews");
+
+    p = part(&a, "latent", 2, &n);
+    body = p ? with_latents(FIELDS, p, n) : NULL;
+    forget(&a);
+
+    if (body) {
+        ask(&a, request(SD_DIALECT_NATIVE, "multipart/mixed"), body);
+        is_same(&a, "final", 5, whole, "from the second step on");
+        ok(has(&a, "\"resumed\":true,\"inexact\":false,\"branched\":false"),
+           "exactly so");
+        free(body);
+    }
+
+    forget(&a);
+}
+
+
+/* a state decides what it is of, but not where it goes */
+
+static void
+test_state(void)
+{
+    char      *p, *state, *body;
+    size_t     n;
+    answer_t   a = { 0 };
+
+    ask(&a, request(SD_DIALECT_NATIVE, "multipart/mixed"), "{" FIELDS "}");
+
+    p = part(&a, "latent", 3, &n);
+    state = malloc(n);
+    memcpy(state, p, n);
+
+    body = with_latents("\"prompt\":\"a blue house\"", state, n);
+    ask(&a, request(SD_DIALECT_NATIVE, "multipart/mixed"), body);
+    is_int(a.status, 200, "another prompt");
+    ok(has(&a, "\"branched\":true") && has(&a, "\"seed\":11,\"step\":3,"
+       "\"steps\":5,"), "branches; the rest is the state's");
+    free(body);
+
+    body = with_latents("\"prompt\":\"x\",\"steps\":9", state, n);
+    ask(&a, request(SD_DIALECT_NATIVE, ""), body);
+    is_int(a.status, 409, "another number of steps");
+    ok(has(&a, "\"code\":\"state_mismatch\""), "does not fit");
+    free(body);
+
+    body = with_latents("\"prompt\":\"x\",\"width\":128", state, n);
+    ask(&a, request(SD_DIALECT_NATIVE, ""), body);
+    is_int(a.status, 409, "another width");
+    free(body);
+
+    body = with_latents("\"prompt\":\"x\"", state, n / 2);
+    ask(&a, request(SD_DIALECT_NATIVE, ""), body);
+    is_int(a.status, 400, "half a state");
+    free(body);
+
+    free(state);
+    forget(&a);
+}
+
+
+static void
+test_pages(void)
+{
+    int           step;
+    char         *whole, *latents, *p;
+    sd_buf_t      b = { 0 };
+    answer_t      a = { 0 };
+    sd_request_t  r;
+
+    r = request(SD_DIALECT_SAGEMAKER, "");
+    ask(&a, r, "{\"prompt\":\"sea\",\"parameters\":{\"num_inference_steps\":5,"
+        "\"seed\":3,\"width\":64,\"height\":64}}");
+    whole = strdup(find(a.body.data, "{\"images\":[\"", '"'));
+
+    r.location.pagination = 1;
+    latents = NULL;
+
+    for (step = 0; step < 5; step += 2) {
+        b.len = 0;
+        sd_buf_printf(&b, "{\"prompt\":\"sea\",\"parameters\":{"
+                      "\"num_inference_steps\":5,\"seed\":3,\"width\":64,"
+                      "\"height\":64,\"num_interim_images\":2,"
+                      "\"starting_step\":%d", step);
+
+        if (latents) {
+            sd_buf_printf(&b, ",\"latents\":\"%s\"", latents);
+        }
+
+        sd_buf_puts(&b, "}}");
+        sd_buf_append(&b, "", 1);
+        ask(&a, r, b.data);
+
+        p = find(a.body.data, "\"latents\":\"", '"');
+        free(latents);
+        latents = p ? strdup(p) : NULL;
+    }
+
+    p = find(a.body.data, "{\"images\":[\"", '"');
+    ok(p && strcmp(p, whole) == 0, "in pages");
+
+    free(latents);
+    free(whole);
+    sd_buf_free(&b);
+    forget(&a);
+}
+
+
+static void
+test_cancel(sd_engine_t *e)
+{
+    int           fd;
+    int64_t       t;
+    answer_t      a = { 0 };
+    sd_request_t  r;
+
+    r = request(SD_DIALECT_NATIVE, "image/jpeg");
+    fd = send_request(&r, "{\"prompt\":\"x\",\"steps\":100,\"width\":512,"
+                      "\"height\":512}");
+    nap(300);
+    t = now();
+    close(fd);
+
+    r = request(SD_DIALECT_STATUS, "");
+
+    do {
+        nap(5);
+        ask(&a, r, "");
+    } while (!has(&a, "\"running\":0,") && now() - t < 5000);
+
+    ok(now() - t < 1000, "cancelled in the middle of a step");
+    printf("# after %d ms\n", (int) (now() - t));
+
+    forget(&a);
+}
+
+
+/* the way of a picture over a reload: handed back, given to the next engine */
+
+static void
+test_handoff(sd_engine_t *e, const sd_buf_t *whole)
+{
+    int           fd, step;
+    char         *p, *body;
+    size_t        n;
+    int64_t       t;
+    answer_t      a = { 0 };
+    sd_request_t  r;
+
+    r = request(SD_DIALECT_NATIVE, "multipart/mixed");
+    fd = send_request(&r, "{" FIELDS ",\"preview\":\"vae\"}");
+
+    while (a.data < 3 && read_frame(fd, &a) != -1) { /* void */ }
+
+    sd_engine_quit(e);
+    sd_engine_drain(e);
+    finish(fd, &a);
+
+    t = now();
+    sd_engine_stop(e);
+    ok(now() - t < 500, "stopped");
+
+    ok(has(&a, "SD-Event: handoff"), "handed off");
+
+    body = NULL;
+
+    for (step = 5; step && body == NULL; step--) {
+        p = part(&a, "latent", step, &n);
+        body = p ? with_latents(FIELDS, p, n) : NULL;
+    }
+
+    e = start_model("model", 4, 2);
+    ask(&a, request(SD_DIALECT_NATIVE, "multipart/mixed"),
+        body ? body : "");
+    is_same(&a, "final", 5, whole, "over a reload");
+    ok(has(&a, "\"inexact\":false"), "exactly so, even before it has loaded");
+
+    r = request(SD_DIALECT_NATIVE, "");
+    fd = send_request(&r, "{\"prompt\":\"x\",\"steps\":100,\"width\":512,"
+                      "\"height\":512}");
+    nap(300);
+    t = now();
+    sd_engine_stop(e);
+    ok(now() - t < 500, "stopped in the middle of a step");
+    printf("# after %d ms\n", (int) (now() - t));
+    close(fd);
+
+    free(body);
+    forget(&a);
+}
+
+
+int
+main(void)
+{
+    int           before;
+    answer_t      a = { 0 };
+    sd_engine_t  *e;
+
+    memset(cookie, 0x5a, SD_COOKIE_SIZE);
+    listen_abstract();
+    before = fds();
+
+    e = start_model("model", 4, 2);
+
+    ask(&a, request(SD_DIALECT_NATIVE, "image/jpeg"), "{" FIELDS "}");
+    is_int(a.status, 200, "a picture");
+    ok(jpeg(a.body.data, a.body.len), "a whole one");
+
+    test_same(&a.body);
+    test_state();
+    test_pages();
+    test_cancel(e);
+    test_handoff(e, &a.body);
+
+    is_int(fds(), before, "no descriptor is left");
+
+    forget(&a);
+
+    return done();
+}
