@@ -48,7 +48,9 @@ static void ngx_http_sd_drain_handler(ngx_event_t *ev);
 static ngx_uint_t ngx_http_sd_alone(ngx_http_sd_engine_t *e);
 
 
-static const char  *ngx_http_sd_devices[] = { "auto", "cpu" };
+/* auto is the best that there is, which is one so far */
+
+static const char  *ngx_http_sd_devices[] = { "cpu", "cpu" };
 
 /* the engine of this process, for exit_process */
 
