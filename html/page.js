@@ -666,32 +666,33 @@ function outputs() {
 }
 
 
-/* what the server says of itself: its model, and the defaults and bounds */
+/* what the server says of itself; at first also the defaults */
 
 async function status(first) {
     let s;
 
     try {
-        const response = await fetch(STATUS, { cache: "no-store" });
+        s = await (await fetch(STATUS, { cache: "no-store" })).json();
 
-        if (!response.ok) {
-            throw new Error(response.statusText);
-        }
+    } catch { /* it may well keep that to itself */ }
 
-        s = await response.json();
+    const model = s?.models?.[0];
+    const state = s?.status == "running" ? model?.state : s?.status;
 
-    } catch {
-        $("server").className = "";
-        $("server").textContent = "";
-        return;
+    $("server").className = state ?? "";
+    $("server").title = model?.name ?? "";
+    $("server").textContent = { ready: "ready", failed: "no model",
+                                loading: "loading the model",
+                                waiting: "loading the model" }[state]
+                              ?? state ?? "";
+
+    if (first && model?.width) {
+        form.elements.width.value = model.width;
+        form.elements.height.value = model.height;
     }
 
-    $("server").className = "up";
-    $("server").textContent = s.models?.[0]?.name ?? "ready";
-
-    if (first && s.models?.[0]?.width) {
-        form.elements.width.value = s.models[0].width;
-        form.elements.height.value = s.models[0].height;
+    if (state == "loading" || state == "waiting") {
+        setTimeout(status, 500);
     }
 }
 
