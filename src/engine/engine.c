@@ -157,6 +157,7 @@ static int
 sd_engine_init(sd_engine_t *e, const sd_engine_conf_t *conf, sd_error_t *err)
 {
     size_t               i;
+    const char          *device;
     struct epoll_event   ev;
 
     e->conf = *conf;
@@ -167,7 +168,15 @@ sd_engine_init(sd_engine_t *e, const sd_engine_conf_t *conf, sd_error_t *err)
     e->conf.encoders = conf->encoders > 0 ? conf->encoders : 2;
     e->conf.heartbeat = conf->heartbeat > 0 ? conf->heartbeat : 15000;
 
-    e->conf.device = strdup(conf->device ? conf->device : "cpu");
+    /* the best that there is, which so far is the cpu */
+
+    device = conf->device;
+
+    if (device == NULL || strcmp(device, "auto") == 0) {
+        device = "cpu";
+    }
+
+    e->conf.device = strdup(device);
 
     e->nmodels = conf->nmodels;
     e->models = calloc(conf->nmodels + 1, sizeof(sd_engine_model_t));

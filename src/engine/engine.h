@@ -42,7 +42,7 @@ typedef struct {
     int                      listen;        /* listening, non-blocking; stays
                                                the caller's */
     uint8_t                  cookie[SD_COOKIE_SIZE];
-    const char              *device;        /* "cpu" */
+    const char              *device;        /* "cpu", "auto" */
     int                      threads;       /* 0: all that we may use */
     const sd_model_conf_t   *models;
     size_t                   nmodels;
