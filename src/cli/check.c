@@ -19,6 +19,7 @@ static const char  sd_check_usage[] =
 "\n"
 "    --size WxH          of pictures, for the memory; the model's own\n"
 "    --steps N           20\n"
+"    --threads N         as many as this process may use\n"
 "    --precision NAME    exact or bf16\n"
 "\n"
 "The exit code is 0 where the model is fine and 1 where it is not.\n";
@@ -79,12 +80,13 @@ sd_cli_check(int argc, char **argv)
     static const struct option  options[] = {
         { "size", required_argument, NULL, 's' },
         { "steps", required_argument, NULL, 'n' },
+        { "threads", required_argument, NULL, 't' },
         { "precision", required_argument, NULL, 'p' },
         { "help", no_argument, NULL, 'h' },
         { NULL, 0, NULL, 0 }
     };
 
-    int               c, rc;
+    int               c, rc, threads;
     size_t            arena[3];
     long long         n;
     sd_error_t        err;
@@ -94,6 +96,7 @@ sd_cli_check(int argc, char **argv)
     sd_precision_t    precision;
     sd_cli_memory_t   mem;
 
+    threads = 0;
     precision = SD_PRECISION_EXACT;
     params.steps = 20;
 
@@ -109,6 +112,11 @@ sd_cli_check(int argc, char **argv)
         case 'n':
             rc = sd_cli_number("steps", optarg, 1, 10000, &n);
             params.steps = n;
+            break;
+
+        case 't':
+            rc = sd_cli_number("threads", optarg, 1, 1024, &n);
+            threads = n;
             break;
 
         case 'p':
@@ -152,10 +160,7 @@ sd_cli_check(int argc, char **argv)
             params.height = m->default_height;
         }
 
-        /* this process is one that has no weights and no pictures */
-
-        mem.own = sd_cli_rss();
-        rc = sd_cli_memory(&mem, m, dev, &params, &err);
+        rc = sd_cli_memory(&mem, m, dev, threads, &params, &err);
     }
 
     if (rc == SD_OK) {

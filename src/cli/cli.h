@@ -24,11 +24,11 @@ int sd_cli_size(const char *arg, int *width, int *height);
 int sd_cli_precision(const char *arg, sd_precision_t *precision);
 
 /*
- * what a process that paints one picture at a time takes: own is what it has
- * without weights and pictures, all in bytes
+ * what a process that paints one picture at a time takes, in bytes; to be asked
+ * for in one that has the model open but neither loaded nor used it yet
  */
 typedef struct {
-    size_t   own;
+    size_t   own;               /* what that has, code, and each thread's */
     size_t   weights;
     size_t   arena;             /* the largest of prompt, step and decode */
     size_t   picture;           /* its own device memory */
@@ -36,8 +36,9 @@ typedef struct {
     size_t   peak;
 } sd_cli_memory_t;
 
+/* threads: 0 for as many as there are processors for this process */
 int sd_cli_memory(sd_cli_memory_t *mem, sd_model_t *m, sd_device_t *dev,
-    const sd_params_t *params, sd_error_t *err);
+    int threads, const sd_params_t *params, sd_error_t *err);
 
 size_t sd_cli_rss(void);        /* the most that this process ever had */
 

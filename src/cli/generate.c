@@ -358,10 +358,8 @@ sd_generate_run(sd_generate_t *g, sd_error_t *err)
 
     /* what is wrong with the parameters is said before the weights are read */
 
-    g->memory.own = sd_cli_rss();
-
-    if (sd_cli_memory(&g->memory, g->loaded, g->device, &g->params, err)
-        != SD_OK
+    if (sd_cli_memory(&g->memory, g->loaded, g->device, g->threads,
+                      &g->params, err) != SD_OK
         || sd_model_load(g->loaded, g->device, sd_generate_loading, g, NULL,
                          err) != SD_OK
         || sd_context_init(&g->cx, g->device, 0, g->memory.arena, err)

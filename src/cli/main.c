@@ -6,6 +6,7 @@
 
 #include <errno.h>
 #include <limits.h>
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -13,6 +14,12 @@
 #include <unistd.h>
 
 #include "cli.h"
+
+
+/* measured: code and small things that come with the first picture, and what a
+ * thread touches of its stack and scratch */
+#define SD_CLI_CODE    (1280 * 1024)
+#define SD_CLI_THREAD  (1536 * 1024)
 
 
 static const struct {
@@ -136,10 +143,18 @@ sd_cli_rss(void)
 
 int
 sd_cli_memory(sd_cli_memory_t *mem, sd_model_t *m, sd_device_t *dev,
-    const sd_params_t *params, sd_error_t *err)
+    int threads, const sd_params_t *params, sd_error_t *err)
 {
     size_t         step, prompt, decode, run;
+    cpu_set_t      set;
     sd_picture_t  *p;
+
+    if (threads == 0) {
+        threads = sched_getaffinity(0, sizeof(set), &set) == 0
+                  ? CPU_COUNT(&set) : 1;
+    }
+
+    mem->own = sd_cli_rss() + SD_CLI_CODE + threads * SD_CLI_THREAD;
 
     if (sd_picture_create(&p, m, params, err) != SD_OK) {
         return SD_ERROR;
