@@ -1,0 +1,435 @@
+/*
+ * A picture's life: the same bytes whole or resumed at any step, with any
+ * number of threads; a cancelled step leaves the last one's state; previews
+ * change nothing; parameters that make no sense are refused with their names.
+ * Runs in the source's root directory.
+ */
+
+#include <pthread.h>
+#include <stdlib.h>
+#include <time.h>
+
+#include "../../src/sd/picture.h"
+#include "tap.h"
+
+
+#define WIDTH   72
+#define HEIGHT  104
+#define STEPS   6
+#define BYTES   (WIDTH * HEIGHT * 3)
+
+
+typedef struct {
+    sd_device_t   *dev;
+    sd_model_t    *m;
+    sd_context_t   cx;
+} host_t;
+
+
+static const sd_params_t  defaults = {
+    .prompt = "a red house",
+    .negative_prompt = "night",
+    .width = WIDTH,
+    .height = HEIGHT,
+    .steps = STEPS,
+    .guidance = 4,
+    .seed = 42,
+    .starting_step = -1
+};
+
+
+static int
+host_open(host_t *h, int threads)
+{
+    size_t      step, prompt, decode;
+    sd_error_t  err = { 0 };
+
+    memset(h, 0, sizeof(host_t));
+
+    if (sd_device_open(&h->dev, "cpu", threads, SD_PRECISION_EXACT, NULL, &err)
+        != SD_OK
+        || sd_model_open(&h->m, "t/golden/models/sd15", h->dev, &err) != SD_OK
+        || sd_model_load(h->m, h->dev, NULL, NULL, NULL, &err) != SD_OK
+        || sd_model_plan(h->m, h->dev, WIDTH, HEIGHT, &step, &prompt, &decode,
+                         &err) != SD_OK)
+    {
+        return ok(0, "open: %s", err.message);
+    }
+
+    step = step > prompt ? step : prompt;
+    step = step > decode ? step : decode;
+
+    /* exactly what was planned: a byte more would be an error */
+
+    return ok(sd_context_init(&h->cx, h->dev, 0, step, &err) == SD_OK,
+              "%d threads, an arena of %zu bytes", threads, step);
+}
+
+
+static void
+host_close(host_t *h)
+{
+    sd_context_free(&h->cx);
+    sd_model_close(h->m);
+    sd_device_close(h->dev);
+}
+
+
+/* steps until step; preview: one after each */
+
+static int
+advance(host_t *h, sd_picture_t *p, int step, int preview)
+{
+    uint8_t            *small;
+    sd_error_t          err = { 0 };
+    sd_picture_info_t   info;
+
+    small = malloc(WIDTH / 8 * (HEIGHT / 8) * 3);
+
+    for ( ;; ) {
+        sd_picture_info(p, &info);
+
+        if (info.step >= step) {
+            break;
+        }
+
+        if (sd_picture_step(p, &h->cx, NULL, &err) != SD_OK
+            || (preview && sd_picture_preview(p, &h->cx, small, &err)
+                           != SD_OK))
+        {
+            free(small);
+            return ok(0, "step: %s", err.message);
+        }
+    }
+
+    free(small);
+
+    return 1;
+}
+
+
+static sd_picture_t *
+begin(host_t *h, const sd_params_t *params)
+{
+    sd_error_t     err = { 0 };
+    sd_picture_t  *p;
+
+    if (sd_picture_create(&p, h->m, params, &err) != SD_OK
+        || sd_picture_begin(p, &h->cx, NULL, &err) != SD_OK)
+    {
+        ok(0, "begin: %s", err.message);
+        sd_picture_destroy(p);
+        return NULL;
+    }
+
+    return p;
+}
+
+
+/* the whole of it, in rgb */
+
+static void
+paint(host_t *h, const sd_params_t *params, int preview, uint8_t *rgb)
+{
+    sd_error_t     err = { 0 };
+    sd_picture_t  *p;
+
+    memset(rgb, 0, BYTES);
+    p = begin(h, params);
+
+    if (p) {
+        if (advance(h, p, params->steps, preview)
+            && sd_picture_decode(p, &h->cx, 0, rgb, NULL, NULL, &err) != SD_OK)
+        {
+            ok(0, "decode: %s", err.message);
+        }
+
+        sd_picture_destroy(p);
+    }
+}
+
+
+static int
+flat(const uint8_t *rgb)
+{
+    size_t  i;
+
+    for (i = 1; i < BYTES && rgb[i] == rgb[0]; i++) { /* void */ }
+
+    return i == BYTES;
+}
+
+
+static void
+test_same(host_t *h, const uint8_t *whole, const sd_params_t *params,
+    const char *name)
+{
+    int                 k;
+    uint8_t             rgb[BYTES];
+    sd_buf_t            state = { 0 };
+    sd_error_t          err = { 0 };
+    sd_params_t         resumed;
+    sd_picture_t       *p;
+    sd_picture_info_t   info;
+
+    paint(h, params, 1, rgb);
+    ok(memcmp(rgb, whole, BYTES) == 0, "%s: the same with previews", name);
+
+    for (k = 0; k <= STEPS; k++) {
+        p = begin(h, params);
+
+        if (p == NULL || !advance(h, p, k, 0)
+            || sd_picture_state(p, &state, &err) != SD_OK)
+        {
+            ok(0, "%s: a state at %d: %s", name, k, err.message);
+        }
+
+        sd_picture_destroy(p);
+
+        resumed = *params;
+        resumed.seed = 1;
+        resumed.latents = state.data;
+        resumed.latents_size = state.len;
+
+        p = begin(h, &resumed);
+
+        if (p) {
+            sd_picture_info(p, &info);
+            is_int(info.step, k, "goes on where it stopped");
+            ok(info.seed == params->seed && !info.inexact && !info.branched,
+               "with its seed");
+            sd_picture_destroy(p);
+        }
+
+        paint(h, &resumed, 0, rgb);
+        ok(memcmp(rgb, whole, BYTES) == 0, "%s: the same, resumed at %d", name,
+           k);
+
+        sd_buf_free(&state);
+    }
+}
+
+
+static void *
+cancel_soon(void *data)
+{
+    struct timespec  ts = { 0, 300000 };
+
+    nanosleep(&ts, NULL);
+    atomic_store((atomic_int *) data, 1);
+
+    return NULL;
+}
+
+
+static void
+test_cancel(host_t *h, const uint8_t *whole)
+{
+    int            rc, i, cancelled;
+    uint8_t        rgb[BYTES];
+    sd_buf_t       before = { 0 }, after = { 0 };
+    pthread_t      t;
+    atomic_int     cancel;
+    sd_error_t     err = { 0 };
+    sd_picture_t  *p;
+
+    p = begin(h, &defaults);
+
+    if (p == NULL || !advance(h, p, 2, 0)) {
+        return;
+    }
+
+    (void) sd_picture_state(p, &before, &err);
+
+    /* at once, and then in the middle, as far as one can aim */
+
+    atomic_init(&cancel, 1);
+    rc = sd_picture_step(p, &h->cx, &cancel, &err);
+    is_int(rc, SD_CANCELLED, "a step that is cancelled before it began");
+
+    for (cancelled = 0, i = 0; i < 20 && !cancelled; i++) {
+        atomic_store(&cancel, 0);
+        pthread_create(&t, NULL, cancel_soon, &cancel);
+        rc = sd_picture_step(p, &h->cx, &cancel, &err);
+        pthread_join(t, NULL);
+        cancelled = rc == SD_CANCELLED;
+
+        if (!cancelled) {
+            sd_picture_destroy(p);
+            p = begin(h, &defaults);
+
+            if (p == NULL || !advance(h, p, 2, 0)) {
+                return;
+            }
+        }
+    }
+
+    ok(cancelled, "a step that is cancelled in the middle");
+
+    is_int(sd_picture_state(p, &after, &err), SD_OK, "still has a state");
+    ok(before.len == after.len
+       && memcmp(before.data, after.data, after.len) == 0,
+       "which is the last step's");
+
+    (void) advance(h, p, STEPS, 0);
+    (void) sd_picture_decode(p, &h->cx, 0, rgb, NULL, NULL, &err);
+    ok(memcmp(rgb, whole, BYTES) == 0, "and it even goes on to the same");
+
+    sd_picture_destroy(p);
+    sd_buf_free(&before);
+    sd_buf_free(&after);
+}
+
+
+static void
+test_refused(host_t *h)
+{
+    float          data[4 * 13 * 9] = { 0 };
+    size_t         i;
+    sd_buf_t       state = { 0 }, bare = { 0 }, small = { 0 };
+    sd_error_t     err;
+    sd_params_t    p;
+    sd_picture_t  *picture;
+    sd_st_out_t    t = { "latents", data, 4, { 1, 4, 13, 9 } };
+
+    struct {
+        const char   *param;
+        int           status;
+        sd_params_t   p;
+    } tests[16];
+
+    size_t         n = 0;
+
+#define T(name, st, ...)                                                      \
+    p = defaults;                                                             \
+    __VA_ARGS__;                                                              \
+    tests[n].param = name;                                                    \
+    tests[n].status = st;                                                     \
+    tests[n++].p = p
+
+    (void) sd_safetensors_write(&bare, &t, 1, NULL, 0, &err);
+    t.shape[3] = 8;
+    (void) sd_safetensors_write(&small, &t, 1, NULL, 0, &err);
+
+    picture = begin(h, &defaults);
+
+    if (picture == NULL || !advance(h, picture, 3, 0)) {
+        return;
+    }
+
+    (void) sd_picture_state(picture, &state, &err);
+    sd_picture_destroy(picture);
+
+    T("width", 400, p.width = 70);
+    T("width", 400, p.width = 0);
+    T("width", 400, p.width = 1 << 20);
+    T("height", 400, p.height = -8);
+    T("num_inference_steps", 400, p.steps = 0);
+    T("num_inference_steps", 400, p.steps = 1001);
+    T("guidance_scale", 400, p.guidance = 0.0 / 0.0);
+    T("latents", 400, p.starting_step = 2);
+    T("starting_step", 400, p.starting_step = 7);
+    T("latents", 400, p.latents = "x", p.latents_size = 1);
+    T("latents", 400, p.latents = small.data, p.latents_size = small.len);
+    T("num_inference_steps", 409, p.latents = state.data,
+      p.latents_size = state.len, p.steps = 7);
+    T("width", 409, p.latents = state.data, p.latents_size = state.len,
+      p.width = 64);
+    T("sampler", 409, p.latents = state.data, p.latents_size = state.len,
+      p.sampler = sd_sampler_find("euler"));
+    T("starting_step", 409, p.latents = state.data,
+      p.latents_size = state.len, p.starting_step = 2);
+
+    for (i = 0; i < n; i++) {
+        memset(&err, 0, sizeof(err));
+
+        (void) sd_picture_create(&picture, h->m, &tests[i].p, &err);
+
+        ok(picture == NULL && err.status == tests[i].status
+           && strcmp(err.param, tests[i].param) == 0, "%d %s: %s", err.status,
+           err.param, err.message);
+    }
+
+    /* what is allowed */
+
+    T("", 0, p.latents = bare.data, p.latents_size = bare.len);
+    p.starting_step = 6;
+
+    is_int(sd_picture_create(&picture, h->m, &p, &err), SD_OK,
+           "a bare latent at the last step");
+    sd_picture_destroy(picture);
+
+    p = defaults;
+    p.latents = state.data;
+    p.latents_size = state.len;
+    p.prompt = "a blue house";
+    is_int(sd_picture_create(&picture, h->m, &p, &err), SD_OK,
+           "another prompt");
+
+    if (picture) {
+        sd_picture_info_t  info;
+
+        sd_picture_info(picture, &info);
+        ok(info.branched && info.resumed && info.step == 3,
+           "which is a branch");
+        sd_picture_destroy(picture);
+    }
+
+    sd_buf_free(&state);
+    sd_buf_free(&bare);
+    sd_buf_free(&small);
+}
+
+
+int
+main(void)
+{
+    int          i;
+    host_t       h;
+    uint8_t      whole[BYTES], euler[BYTES], rgb[BYTES];
+    sd_params_t  p;
+
+    if (host_open(&h, 2)) {
+        paint(&h, &defaults, 0, whole);
+        ok(!flat(whole), "there is something to see");
+        paint(&h, &defaults, 0, rgb);
+        ok(memcmp(rgb, whole, BYTES) == 0, "the same twice");
+
+        p = defaults;
+        p.seed++;
+        paint(&h, &p, 0, rgb);
+        ok(memcmp(rgb, whole, BYTES) != 0, "another seed, another picture");
+
+        p = defaults;
+        p.guidance = 1;
+        paint(&h, &p, 0, rgb);
+        ok(memcmp(rgb, whole, BYTES) != 0, "unguided");
+
+        test_same(&h, whole, &defaults, "ddim");
+
+        for (i = 0; sd_samplers[i].name; i++) {
+            if (sd_samplers[i].stochastic || i == 1) {
+                p = defaults;
+                p.sampler = &sd_samplers[i];
+                paint(&h, &p, 0, euler);
+                test_same(&h, euler, &p, sd_samplers[i].name);
+            }
+        }
+
+        test_cancel(&h, whole);
+        test_refused(&h);
+    }
+
+    host_close(&h);
+
+    for (i = 1; i <= 5; i += 4) {
+        if (host_open(&h, i)) {
+            paint(&h, &defaults, 0, rgb);
+            ok(memcmp(rgb, whole, BYTES) == 0, "the same on %d threads", i);
+        }
+
+        host_close(&h);
+    }
+
+    return done();
+}
