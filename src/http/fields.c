@@ -11,7 +11,7 @@
 #include "../io/base64.h"
 #include "../io/utf8.h"
 #include "fields.h"
-#include "json_reader.h"
+#include "json.h"
 
 
 #define SD_MAX_NAME  64
@@ -250,122 +250,89 @@ sd_field_duplicate(const sd_field_values_t *v, int id, sd_error_t *err)
 
 /* JSON */
 
-static int
-sd_field_json(sd_field_values_t *v, int id, sd_json_t *j)
+/* takes the string out of the tree: latents are large */
+
+static void
+sd_field_take(sd_buf_t *b, cJSON *item)
 {
-    int                c, rc;
-    double             number;
+    sd_buf_free(b);
+
+    b->data = item->valuestring;
+    b->len = strlen(item->valuestring);
+    b->size = b->len + 1;
+
+    item->valuestring = NULL;
+}
+
+
+static int
+sd_field_json(sd_field_values_t *v, int id, cJSON *item, sd_error_t *err)
+{
     const sd_field_t  *f;
 
     f = &sd_fields[id];
 
-    rc = sd_field_duplicate(v, id, j->err);
-    if (rc != SD_OK) {
-        return rc;
+    if (sd_field_duplicate(v, id, err) != SD_OK) {
+        return SD_ERROR;
     }
 
-    c = sd_json_peek(j);
+    if (cJSON_IsNull(item)) {
+        return SD_OK;
+    }
 
-    if (c == 'n') {
-        rc = sd_json_word(j, "null");
-
-    } else if (c == '"' && f->type != SD_TYPE_INTEGER
-               && f->type != SD_TYPE_NUMBER)
+    if (cJSON_IsString(item) && f->type != SD_TYPE_INTEGER
+        && f->type != SD_TYPE_NUMBER)
     {
-        rc = sd_json_string(j, &v->value[id].text);
+        sd_field_take(&v->value[id].text, item);
+        return sd_field_string(v, id, err);
+    }
 
-        if (rc == SD_OK) {
-            rc = sd_field_room(&v->value[id].text, j->err);
-        }
-
-        if (rc == SD_OK) {
-            rc = sd_field_string(v, id, j->err);
-        }
-
-    } else if ((c == '-' || (c >= '0' && c <= '9'))
-               && f->type != SD_TYPE_STRING && f->type != SD_TYPE_BASE64)
+    if (cJSON_IsNumber(item) && f->type != SD_TYPE_STRING
+        && f->type != SD_TYPE_BASE64)
     {
-        rc = sd_json_number(j, &number);
-
-        if (rc == SD_OK) {
-            rc = sd_field_number(v, id, number, j->err);
-        }
-
-    } else {
-
-        /* NaN, Infinity and the like are no JSON, and are told as such */
-        rc = sd_json_skip(j, 1);
-
-        if (rc == SD_OK) {
-            rc = sd_error(j->err, 400, "invalid_type", f->name,
-                          "\"%s\" must be a %s", f->name,
-                          f->type == SD_TYPE_STRING
-                          || f->type == SD_TYPE_BASE64 ? "string"
-                          : f->type == SD_TYPE_LATENT ? "string or a number"
-                          : "number");
-        }
+        return sd_field_number(v, id, item->valuedouble, err);
     }
 
-    if (rc != SD_OK && j->err->param[0] == '\0') {
-        snprintf(j->err->param, sizeof(j->err->param), "%s", f->name);
-    }
-
-    return rc;
+    return sd_error(err, 400, "invalid_type", f->name, "\"%s\" must be a %s",
+                    f->name,
+                    f->type == SD_TYPE_STRING || f->type == SD_TYPE_BASE64
+                    ? "string"
+                    : f->type == SD_TYPE_LATENT ? "string or a number"
+                                                : "number");
 }
 
 
 /* an object's members; "parameters" may hold fields too, but not again */
 
 static int
-sd_fields_object(sd_field_values_t *v, sd_json_t *j, sd_buf_t *name,
-    int nested)
+sd_fields_object(sd_field_values_t *v, cJSON *object, int nested,
+    sd_error_t *err)
 {
-    int  id, rc;
+    int     id;
+    cJSON  *item;
 
-    if (sd_json_expect(j, '{') != SD_OK) {
-        return SD_ERROR;
-    }
+    cJSON_ArrayForEach(item, object) {
 
-    if (sd_json_peek(j) == '}') {
-        j->p++;
-        return SD_OK;
-    }
-
-    for ( ;; ) {
-        name->len = 0;
-
-        if (sd_json_string(j, name) != SD_OK
-            || sd_json_expect(j, ':') != SD_OK)
-        {
-            return SD_ERROR;
-        }
-
-        id = sd_field_find(name->data, name->len);
+        id = sd_field_find(item->string, strlen(item->string));
 
         if (id >= 0) {
-            rc = sd_field_json(v, id, j);
+            if (sd_field_json(v, id, item, err) != SD_OK) {
+                return SD_ERROR;
+            }
 
-        } else if (!nested && name->len == 10
-                   && memcmp(name->data, "parameters", 10) == 0
-                   && sd_json_peek(j) == '{')
+        } else if (!nested && strcmp(item->string, "parameters") == 0
+                   && cJSON_IsObject(item))
         {
-            rc = sd_fields_object(v, j, name, 1);
+            if (sd_fields_object(v, item, 1, err) != SD_OK) {
+                return SD_ERROR;
+            }
 
         } else {
-            sd_field_unknown(v, name->len ? name->data : "", name->len);
-            rc = sd_json_skip(j, nested + 1);
+            sd_field_unknown(v, item->string, strlen(item->string));
         }
-
-        if (rc != SD_OK) {
-            return SD_ERROR;
-        }
-
-        if (sd_json_peek(j) != ',') {
-            return sd_json_expect(j, '}');
-        }
-
-        j->p++;
     }
+
+    return SD_OK;
 }
 
 
@@ -373,32 +340,19 @@ int
 sd_fields_json(sd_field_values_t *v, const void *body, size_t size,
     sd_error_t *err)
 {
-    int         rc;
-    sd_buf_t    name;
-    sd_json_t   j;
-    sd_error_t  ignored;
+    int     rc;
+    cJSON  *json;
 
-    memset(&name, 0, sizeof(sd_buf_t));
-
-    sd_json_init(&j, body, size, err ? err : &ignored);
-
-    if (sd_json_peek(&j) == '{') {
-        rc = sd_fields_object(v, &j, &name, 0);
-
-    } else {
-        rc = sd_json_skip(&j, 0);
-
-        if (rc == SD_OK) {
-            rc = sd_error(err, 400, "invalid_type", NULL,
-                          "the body must be a JSON object");
-        }
+    if (sd_json_parse(&json, body, size, err) != SD_OK) {
+        return SD_ERROR;
     }
 
-    if (rc == SD_OK) {
-        rc = sd_json_end(&j);
-    }
+    rc = cJSON_IsObject(json)
+         ? sd_fields_object(v, json, 0, err)
+         : sd_error(err, 400, "invalid_type", NULL,
+                    "the body must be a JSON object");
 
-    sd_buf_free(&name);
+    cJSON_Delete(json);
 
     return rc;
 }
@@ -468,10 +422,9 @@ sd_field_query(sd_field_values_t *v, int id, const char *s, size_t n,
 {
     char              *p;
     size_t             i;
+    cJSON             *json;
     double             number;
     sd_buf_t          *b;
-    sd_json_t          j;
-    sd_error_t         ignored;
     const sd_field_t  *f;
 
     f = &sd_fields[id];
@@ -513,11 +466,14 @@ sd_field_query(sd_field_values_t *v, int id, const char *s, size_t n,
     }
 
     /* numbers are written as in JSON */
-    sd_json_init(&j, b->data, b->len, &ignored);
+    if (sd_json_parse(&json, b->data, b->len, NULL) == SD_OK) {
+        number = cJSON_IsNumber(json) ? json->valuedouble : NAN;
+        cJSON_Delete(json);
 
-    if (sd_json_number(&j, &number) == SD_OK && sd_json_end(&j) == SD_OK) {
-        b->len = 0;
-        return sd_field_number(v, id, number, err);
+        if (!isnan(number)) {
+            b->len = 0;
+            return sd_field_number(v, id, number, err);
+        }
     }
 
     if (f->type == SD_TYPE_LATENT) {
