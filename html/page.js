@@ -18,10 +18,10 @@ const EXAMPLES = {
     "castle in snow": "a castle in the snow at night, full moon",
     "northern lights": "a cabin by a mountain lake under the northern lights",
     "autumn": "a red house on the hills in autumn",
-    "balloons": "hot air balloons over green hills at dawn",
+    "balloon": "a hot air balloon over green hills at dawn",
     "skyline": "a city skyline at dusk, starry sky",
     "sailing boat": "a boat with white sails on the sea at noon",
-    "windmill": "a windmill in a field of flowers in spring",
+    "windmill": "a white windmill in a meadow, spring, daytime",
 };
 
 const $ = id => document.getElementById(id);
