@@ -610,7 +610,7 @@ sd_device_warm(sd_engine_t *e, sd_engine_model_t *m, sd_error_t *err)
     params.negative_prompt = "";
     params.width = m->model->default_width;
     params.height = m->model->default_height;
-    params.steps = 2;
+    params.steps = 1;
     params.guidance = 7.5;
     params.starting_step = -1;
 
@@ -628,10 +628,6 @@ sd_device_warm(sd_engine_t *e, sd_engine_model_t *m, sd_error_t *err)
     start = 0;
 
     rc = sd_picture_begin(p, cx, &e->stopping, err);
-
-    if (rc == SD_OK) {
-        rc = sd_picture_step(p, cx, &e->stopping, err);
-    }
 
     if (rc == SD_OK) {
         start = sd_engine_now();

@@ -112,13 +112,34 @@ sd_encoder_done(sd_job_t *job)
 }
 
 
-/* headers that every response has; seed: also those that need one */
+/* a header's value, of whatever a request or a directory is called */
+
+static void
+sd_encoder_header(sd_buf_t *out, const char *name, const char *value)
+{
+    size_t  k;
+
+    sd_buf_printf(out, "%s: ", name);
+
+    k = out->len;
+    sd_buf_puts(out, value);
+
+    for ( /* void */ ; k < out->len && !out->failed; k++) {
+        if (out->data[k] < 0x20 || out->data[k] > 0x7e) {
+            out->data[k] = '?';
+        }
+    }
+
+    sd_buf_puts(out, "\r\n");
+}
+
+
+/* headers that every response has; seed: also those that need a picture */
 
 static void
 sd_encoder_headers(sd_job_t *job, sd_buf_t *out, int seed)
 {
     int             i;
-    size_t          k;
     sd_job_info_t  *info;
 
     info = &job->info;
@@ -128,7 +149,7 @@ sd_encoder_headers(sd_job_t *job, sd_buf_t *out, int seed)
                      "X-Content-Type-Options: nosniff\r\n");
 
     if (info->id[0]) {
-        sd_buf_printf(out, "X-Request-Id: %s\r\n", info->id);
+        sd_encoder_header(out, "X-Request-Id", info->id);
     }
 
     if (!seed) {
@@ -138,19 +159,10 @@ sd_encoder_headers(sd_job_t *job, sd_buf_t *out, int seed)
     sd_buf_printf(out, "SD-Seed: %llu\r\nSD-Steps: %d\r\n",
                   (unsigned long long) info->info.seed, info->info.steps);
 
+    sd_encoder_header(out, "SD-Model", info->model);
+
     for (i = 0; i < job->params.nwarnings; i++) {
-        sd_buf_puts(out, "SD-Warning: ");
-
-        k = out->len;
-        sd_buf_puts(out, job->params.warnings[i]);
-
-        for ( /* void */ ; k < out->len && !out->failed; k++) {
-            if (out->data[k] < 0x20 || out->data[k] > 0x7e) {
-                out->data[k] = '?';
-            }
-        }
-
-        sd_buf_puts(out, "\r\n");
+        sd_encoder_header(out, "SD-Warning", job->params.warnings[i]);
     }
 }
 
@@ -260,6 +272,8 @@ sd_encoder_info(sd_job_t *job, sd_error_t *err)
     info->info = pi;
     info->created = time(NULL);
 
+    sd_job_warn(&job->params, &pi);
+
     if (job->params.format->state_size) {
         job->state = calloc(1, job->params.format->state_size);
         if (job->state == NULL) {
@@ -269,7 +283,6 @@ sd_encoder_info(sd_job_t *job, sd_error_t *err)
 
     pthread_mutex_lock(&job->engine->lock);
 
-    snprintf(job->report.model, sizeof(job->report.model), "%s", info->model);
     job->report.step = pi.step;
     job->report.steps = pi.steps;
     job->report.seed = pi.seed;
@@ -317,6 +330,10 @@ sd_encoder_request(sd_job_t *job)
                       m->error.message);
 
     } else {
+        pthread_mutex_lock(&job->engine->lock);
+        memcpy(job->report.model, m->model->name, sizeof(job->report.model));
+        pthread_mutex_unlock(&job->engine->lock);
+
         rc = sd_job_request(&job->params, job->dialect, r,
                             job->input.data + job->frame,
                             job->input.len - job->frame, m->model, &err);

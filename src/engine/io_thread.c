@@ -19,7 +19,7 @@
 
 #define SD_IO_EVENTS   64
 #define SD_IO_SCAN     100          /* ms between looks at the clocks */
-#define SD_IO_TICK     5000
+#define SD_IO_TICK     1000         /* at most; the log knows a step by it */
 #define SD_IO_REQUEST  30000        /* ms for a request to arrive */
 #define SD_IO_READ     65536
 #define SD_IO_REST     500          /* ms without accept() after a failure */

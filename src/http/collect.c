@@ -177,12 +177,6 @@ sd_sagemaker_event(sd_buf_t *out, void *state, const sd_job_info_t *job,
 
     p = job->params;
 
-    if (ev->type == SD_EVENT_START) {
-        c->started = 1;
-        c->info = ev->info;
-        return SD_OK;
-    }
-
     if (ev->type != SD_EVENT_PREVIEW && ev->type != SD_EVENT_FINAL) {
         return SD_OK;
     }
@@ -220,9 +214,9 @@ sd_sagemaker_event(sd_buf_t *out, void *state, const sd_job_info_t *job,
         sd_buf_printf(out, "\",\"step\":%d", ev->step);
     }
 
-    if (p->nwarnings || (c->started && c->info.prompt_tokens > 77)) {
+    if (p->nwarnings) {
         sd_buf_puts(out, ",\"warnings\":");
-        sd_format_warnings(out, p, c->started ? &c->info : NULL);
+        sd_format_warnings(out, p);
     }
 
     sd_buf_puts(out, "}\n");

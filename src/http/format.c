@@ -10,7 +10,6 @@
 #include "http.h"
 
 
-#define SD_PROMPT_TOKENS    77
 #define SD_PREVIEW_QUALITY  80
 
 
@@ -134,43 +133,16 @@ sd_format_error(sd_buf_t *out, const sd_error_t *err)
 
 
 void
-sd_format_warnings(sd_buf_t *out, const sd_job_params_t *p,
-    const sd_picture_info_t *info)
+sd_format_warnings(sd_buf_t *out, const sd_job_params_t *p)
 {
-    int          i, n;
-    const char  *comma;
-
-    comma = "";
+    int  i;
 
     sd_buf_puts(out, "[");
 
     for (i = 0; i < p->nwarnings; i++) {
-        sd_buf_printf(out, "%s\"", comma);
+        sd_buf_puts(out, i ? ",\"" : "\"");
         sd_buf_json(out, p->warnings[i], strlen(p->warnings[i]));
         sd_buf_puts(out, "\"");
-        comma = ",";
-    }
-
-    for (i = 0; info && i < 2; i++) {
-        n = i ? info->negative_tokens : info->prompt_tokens;
-
-        if (n > SD_PROMPT_TOKENS) {
-            sd_buf_printf(out, "%s\"the %s was cut: it has %d tokens, %d "
-                          "count\"", comma, i ? "negative prompt" : "prompt",
-                          n, SD_PROMPT_TOKENS);
-            comma = ",";
-        }
-    }
-
-    if (info && info->inexact) {
-        sd_buf_printf(out, "%s\"the state was made by another kind of device: "
-                      "the picture will differ slightly\"", comma);
-        comma = ",";
-    }
-
-    if (info && info->branched) {
-        sd_buf_printf(out, "%s\"the state was made with another prompt or "
-                      "guidance_scale\"", comma);
     }
 
     sd_buf_puts(out, "]");
@@ -199,7 +171,7 @@ sd_format_start(sd_buf_t *out, const sd_job_info_t *job, const sd_event_t *ev)
                   i->resumed ? "true" : "false",
                   i->inexact ? "true" : "false",
                   i->branched ? "true" : "false");
-    sd_format_warnings(out, job->params, i);
+    sd_format_warnings(out, job->params);
 }
 
 

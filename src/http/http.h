@@ -47,11 +47,13 @@ typedef struct {
     int                  run_steps;         /* stop after so many; 0: all */
     int                  resumed;           /* has latents */
 
-    char                 warnings[SD_MAX_WARNINGS][160];
+    char                 warnings[SD_MAX_WARNINGS + 4][160];
     int                  nwarnings;
 } sd_job_params_t;
 
 void sd_job_params_free(sd_job_params_t *p);
+/* adds what is to be said of the picture that they have led to */
+void sd_job_warn(sd_job_params_t *p, const sd_picture_info_t *info);
 
 
 /* events: all that a job ever says */
@@ -191,9 +193,8 @@ void sd_format_error(sd_buf_t *out, const sd_error_t *err);
 /* "id":...,"seed":..., what a client needs to know at the start; no braces */
 void sd_format_start(sd_buf_t *out, const sd_job_info_t *job,
     const sd_event_t *ev);
-/* ["...", ...]; info: NULL, or as of START */
-void sd_format_warnings(sd_buf_t *out, const sd_job_params_t *p,
-    const sd_picture_info_t *info);
+/* ["...", ...] */
+void sd_format_warnings(sd_buf_t *out, const sd_job_params_t *p);
 /* one element of a dialect's states */
 void sd_format_state(sd_buf_t *out, const sd_event_t *ev);
 void sd_job_text(sd_buf_t *out, const sd_job_info_t *job,

@@ -18,6 +18,8 @@
 #define SD_DEFAULT_GUIDANCE  7.5
 #define SD_DEFAULT_QUALITY   90
 
+#define SD_PROMPT_TOKENS     77
+
 
 static int sd_job_type(const sd_dialect_t *d, const sd_request_t *r,
     size_t size, sd_error_t *err);
@@ -40,6 +42,34 @@ sd_job_params_free(sd_job_params_t *p)
     sd_buf_free(&p->prompt);
     sd_buf_free(&p->negative_prompt);
     sd_buf_free(&p->latents);
+}
+
+
+void
+sd_job_warn(sd_job_params_t *p, const sd_picture_info_t *info)
+{
+    int  i, n;
+
+    for (i = 0; i < 2; i++) {
+        n = i ? info->negative_tokens : info->prompt_tokens;
+
+        if (n > SD_PROMPT_TOKENS) {
+            snprintf(p->warnings[p->nwarnings++], sizeof(p->warnings[0]),
+                     "the %s was cut: it has %d tokens, of which %d count",
+                     i ? "negative prompt" : "prompt", n, SD_PROMPT_TOKENS);
+        }
+    }
+
+    if (info->inexact) {
+        snprintf(p->warnings[p->nwarnings++], sizeof(p->warnings[0]),
+                 "the state was made by another kind of device: the picture "
+                 "will differ slightly");
+    }
+
+    if (info->branched) {
+        snprintf(p->warnings[p->nwarnings++], sizeof(p->warnings[0]),
+                 "the state was made with another prompt or guidance_scale");
+    }
 }
 
 
@@ -100,7 +130,7 @@ sd_job_request(sd_job_params_t *p, const sd_dialect_t *d,
         rc = sd_job_interim(p, &v, &r->location, pages, err);
     }
 
-    memcpy(p->warnings, v.warnings, sizeof(p->warnings));
+    memcpy(p->warnings, v.warnings, sizeof(v.warnings));
     p->nwarnings = v.nwarnings;
 
     sd_fields_free(&v);

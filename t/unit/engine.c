@@ -5,6 +5,8 @@
 
 #define _GNU_SOURCE
 
+#include <pthread.h>
+
 #include "client.h"
 #include "fake.h"
 
@@ -113,6 +115,9 @@ test_multipart(void)
     size_t     n, close;
     answer_t   a = { 0 };
 
+    /* slow enough for an encoder to keep up */
+    fake_step_ms = 25;
+
     ask(&a, request(SD_DIALECT_NATIVE, "multipart/mixed"),
         "{\"prompt\":\"x\",\"steps\":4,\"seed\":1,\"n\":2,\"bar\":null}");
 
@@ -176,6 +181,7 @@ test_multipart(void)
     is_int(count(&a, "Content-Type: image/jpeg"), 4, "x-mixed-replace");
     is_int(count(&a, "Content-Type: "), 4, "pictures alone");
 
+    fake_step_ms = 1;
     forget(&a);
 }
 
@@ -511,6 +517,88 @@ test_heartbeat(void)
 }
 
 
+/* clients of all kinds, half of which leave at some moment or other */
+
+static atomic_int  storm_failed, storm_whole;
+
+static void *
+storm(void *data)
+{
+    int           i, fd, k, n;
+    unsigned      seed;
+    answer_t      a = { 0 };
+    sd_request_t  r;
+
+    static const char  *accept[] = {
+        "image/jpeg", "image/png", "multipart/mixed", "text/event-stream",
+        "multipart/x-mixed-replace", JSON
+    };
+
+    seed = (unsigned) (uintptr_t) data;
+
+    for (i = 0; i < 25; i++) {
+        k = rand_r(&seed) % 6;
+        r = request(k == 5 ? SD_DIALECT_SAGEMAKER : SD_DIALECT_NATIVE,
+                    accept[k]);
+        r.location.timeout = rand_r(&seed) % 8 == 0 ? 20 : 0;
+
+        fd = send_request(&r, rand_r(&seed) % 8
+                          ? "{\"prompt\":\"x\",\"steps\":6}"
+                          : "{\"prompt\":\"x\",\"steps\":\"6\"}");
+        forget(&a);
+
+        if (rand_r(&seed) % 2) {
+            n = rand_r(&seed) % 4;
+
+            while (n-- && read_frame(fd, &a) != -1) { /* void */ }
+
+            nap(rand_r(&seed) % 10);
+            close(fd);
+            continue;
+        }
+
+        finish(fd, &a);
+
+        if (!a.ended || a.status < 200) {
+            storm_failed++;
+
+        } else {
+            storm_whole++;
+        }
+    }
+
+    forget(&a);
+
+    return NULL;
+}
+
+
+static void
+test_storm(void)
+{
+    int           i;
+    pthread_t     t[6];
+    sd_engine_t  *e;
+
+    e = start(3, 2);
+
+    for (i = 0; i < 6; i++) {
+        pthread_create(&t[i], NULL, storm, (void *) (uintptr_t) (i + 1));
+    }
+
+    for (i = 0; i < 6; i++) {
+        pthread_join(t[i], NULL);
+    }
+
+    is_int(storm_failed, 0, "whoever stays gets an answer");
+    ok(storm_whole > 30, "as many do");
+    no_pictures(e);
+    is_int(sd_engine_active(e), 0, "nothing is active");
+
+    sd_engine_stop(e);
+}
+
+
 static void
 test_status(void)
 {
@@ -704,6 +792,7 @@ main(void)
     test_drain(e);
     sd_engine_stop(e);
 
+    test_storm();
     test_failures();
     test_stop();
 

@@ -55,17 +55,38 @@ is_same(const answer_t *a, const char *event, int step, const sd_buf_t *whole,
 }
 
 
+/* fields and, in base64, latents */
+
 static char *
-with_latents(const char *fields, const char *data, size_t n)
+with_latents(const char *fields, const char *latents)
 {
     sd_buf_t  b = { 0 };
 
-    sd_buf_printf(&b, "{%s,\"latents\":\"", fields);
-    sd_buf_base64(&b, data, n);
-    sd_buf_puts(&b, "\"}");
+    sd_buf_printf(&b, "{%s,\"latents\":\"%s\"}", fields, latents);
     sd_buf_append(&b, "", 1);
 
     return b.data;
+}
+
+
+/* the state after this step; malloc'ed */
+
+static char *
+state_at(int step)
+{
+    char      *p, body[512];
+    answer_t   a = { 0 };
+
+    snprintf(body, sizeof(body), "{" FIELDS ",\"preview_every\":%d,"
+             "\"latent\":\"all\"}", step);
+    ask(&a, request(SD_DIALECT_NATIVE, JSON), body);
+
+    p = find(strstr(a.body.data, "\"previews\""), "\"latents\":\"", '"');
+    p = strdup(p ? p : "");
+
+    forget(&a);
+
+    return p;
 }
 
 
@@ -73,8 +94,7 @@ static void
 test_same(const sd_buf_t *whole)
 {
     int           fd;
-    char         *p, *body;
-    size_t        n;
+    char         *p, *body, *state;
     answer_t      a = { 0 };
     sd_request_t  r;
 
@@ -108,23 +128,20 @@ test_same(const sd_buf_t *whole)
 
     ask(&a, request(SD_DIALECT_NATIVE, "multipart/mixed"), "{" FIELDS "}");
     is_same(&a, "final", 5, whole, "with previews");
-    is_int(count(&a, "SD-Event: preview"), 4, "that came");
+    ok(has(&a, "SD-Event: preview"), "that came");
 
     ask(&a, request(SD_DIALECT_NATIVE, "multipart/mixed"),
         "{" FIELDS ",\"preview\":\"vae\",\"preview_every\":2}");
     is_same(&a, "final", 5, whole, "with decoded previews");
 
-    p = part(&a, "latent", 2, &n);
-    body = p ? with_latents(FIELDS, p, n) : NULL;
-    forget(&a);
-
-    if (body) {
-        ask(&a, request(SD_DIALECT_NATIVE, "multipart/mixed"), body);
-        is_same(&a, "final", 5, whole, "from the second step on");
-        ok(has(&a, "\"resumed\":true,\"inexact\":false,\"branched\":false"),
-           "exactly so");
-        free(body);
-    }
+    state = state_at(2);
+    body = with_latents(FIELDS, state);
+    ask(&a, request(SD_DIALECT_NATIVE, "multipart/mixed"), body);
+    is_same(&a, "final", 5, whole, "from the second step on");
+    ok(has(&a, "\"resumed\":true,\"inexact\":false,\"branched\":false"),
+       "exactly so");
+    free(body);
+    free(state);
 
     forget(&a);
 }
@@ -135,35 +152,31 @@ test_same(const sd_buf_t *whole)
 static void
 test_state(void)
 {
-    char      *p, *state, *body;
-    size_t     n;
+    char      *state, *body;
     answer_t   a = { 0 };
 
-    ask(&a, request(SD_DIALECT_NATIVE, "multipart/mixed"), "{" FIELDS "}");
+    state = state_at(3);
 
-    p = part(&a, "latent", 3, &n);
-    state = malloc(n);
-    memcpy(state, p, n);
-
-    body = with_latents("\"prompt\":\"a blue house\"", state, n);
+    body = with_latents("\"prompt\":\"a blue house\"", state);
     ask(&a, request(SD_DIALECT_NATIVE, "multipart/mixed"), body);
     is_int(a.status, 200, "another prompt");
     ok(has(&a, "\"branched\":true") && has(&a, "\"seed\":11,\"step\":3,"
        "\"steps\":5,"), "branches; the rest is the state's");
     free(body);
 
-    body = with_latents("\"prompt\":\"x\",\"steps\":9", state, n);
+    body = with_latents("\"prompt\":\"x\",\"steps\":9", state);
     ask(&a, request(SD_DIALECT_NATIVE, ""), body);
     is_int(a.status, 409, "another number of steps");
     ok(has(&a, "\"code\":\"state_mismatch\""), "does not fit");
     free(body);
 
-    body = with_latents("\"prompt\":\"x\",\"width\":128", state, n);
+    body = with_latents("\"prompt\":\"x\",\"width\":128", state);
     ask(&a, request(SD_DIALECT_NATIVE, ""), body);
     is_int(a.status, 409, "another width");
     free(body);
 
-    body = with_latents("\"prompt\":\"x\"", state, n / 2);
+    state[strlen(state) / 2] = '\0';
+    body = with_latents("\"prompt\":\"x\"", state);
     ask(&a, request(SD_DIALECT_NATIVE, ""), body);
     is_int(a.status, 400, "half a state");
     free(body);
@@ -213,6 +226,16 @@ test_pages(void)
     p = find(a.body.data, "{\"images\":[\"", '"');
     ok(p && strcmp(p, whole) == 0, "in pages");
 
+    b.len = 0;
+    sd_buf_printf(&b, "{\"prompt\":\"sea\",\"parameters\":{"
+                  "\"num_inference_steps\":5,\"width\":64,\"height\":64,"
+                  "\"num_interim_images\":2,\"starting_step\":5,"
+                  "\"latents\":\"%s\"}}", latents);
+    sd_buf_append(&b, "", 1);
+    ask(&a, r, b.data);
+    p = find(a.body.data, "{\"images\":[\"", '"');
+    ok(p && strcmp(p, whole) == 0, "and once more after the last");
+
     free(latents);
     free(whole);
     sd_buf_free(&b);
@@ -258,6 +281,7 @@ test_handoff(sd_engine_t *e, const sd_buf_t *whole)
     char         *p, *body;
     size_t        n;
     int64_t       t;
+    sd_buf_t      b = { 0 };
     answer_t      a = { 0 };
     sd_request_t  r;
 
@@ -276,16 +300,22 @@ test_handoff(sd_engine_t *e, const sd_buf_t *whole)
 
     ok(has(&a, "SD-Event: handoff"), "handed off");
 
-    body = NULL;
+    /* the last one, whichever it is */
 
-    for (step = 5; step && body == NULL; step--) {
+    for (p = NULL, step = 5; step && p == NULL; step--) {
         p = part(&a, "latent", step, &n);
-        body = p ? with_latents(FIELDS, p, n) : NULL;
     }
 
+    if (p) {
+        sd_buf_base64(&b, p, n);
+    }
+
+    sd_buf_append(&b, "", 1);
+    body = with_latents(FIELDS, b.data);
+    sd_buf_free(&b);
+
     e = start_model("model", 4, 2);
-    ask(&a, request(SD_DIALECT_NATIVE, "multipart/mixed"),
-        body ? body : "");
+    ask(&a, request(SD_DIALECT_NATIVE, "multipart/mixed"), body);
     is_same(&a, "final", 5, whole, "over a reload");
     ok(has(&a, "\"inexact\":false"), "exactly so, even before it has loaded");
 
