@@ -177,7 +177,7 @@ test_refused(void)
     refused("{\"prompt\":\"\\x\"}", "prompt", "invalid_json");
     refused("{\"prompt\":\"a\tb\"}", "prompt", "invalid_json");
     refused("{\"prompt\":\"a", "prompt", "invalid_json");
-    refused("{\"prompt\":\"a\"", "", "invalid_json");
+    refused("{\"prompt\":\"a\"", "prompt", "invalid_json");
     refused("{\"prompt\":\"a\",}", "", "invalid_json");
     refused("{\"prompt\":\"a\"} x", "", "invalid_json");
     refused("{\"prompt\":\"a\"}{}", "", "invalid_json");
