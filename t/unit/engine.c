@@ -115,9 +115,6 @@ test_multipart(void)
     size_t     n, close;
     answer_t   a = { 0 };
 
-    /* slow enough for an encoder to keep up */
-    fake_step_ms = 25;
-
     ask(&a, request(SD_DIALECT_NATIVE, "multipart/mixed"),
         "{\"prompt\":\"x\",\"steps\":4,\"seed\":1,\"n\":2,\"bar\":null}");
 
@@ -152,36 +149,32 @@ test_multipart(void)
         parts++;
     }
 
+    /* a newer preview may have taken an older one's place */
+
+    n = count(&a, "SD-Event: preview");
+
     ok(close, "ends with its closing boundary");
-    is_int(parts, 1 + 2 * (3 * 2 + 2), "a start, then each with its latent");
-    is_int(a.data, 1 + 2 * (3 + 1), "a frame for each event");
-    is_int(count(&a, "SD-Event: preview"), 6, "previews");
-    is_int(count(&a, "SD-Event: latent"), 8, "latents");
+    ok(n >= 2 && n <= 6, "previews");
+    is_int(parts, 1 + 2 * n + 4, "a start, then each with its latent");
+    is_int(a.data, 1 + n + 2, "a frame for each event");
+    is_int(count(&a, "SD-Event: latent"), n + 2, "latents");
     is_int(count(&a, "SD-Event: final"), 2, "pictures");
-    is_int(count(&a, "SD-Seed: 2"), 8, "the second one has the next seed");
+    ok(count(&a, "SD-Seed: 2") >= 4, "the second one has the next seed");
     ok(has(&a, "\"warnings\":[\"unknown field \\\"bar\\\" was ignored\"]"),
        "warnings in the start");
     ok(a.ending.len && memmem(a.ending.data, a.ending.len, "engine_failed", 13),
        "an ending, for the case");
 
     ask(&a, request(SD_DIALECT_NATIVE, "multipart/mixed"),
-        "{\"prompt\":\"x\",\"steps\":10,\"previews\":4,\"latent\":\"none\"}");
-    is_int(count(&a, "SD-Event: preview"), 4, "evenly spaced");
-    ok(has(&a, "SD-Step: 2\r\n") && has(&a, "SD-Step: 4\r\n")
-       && has(&a, "SD-Step: 6\r\n") && has(&a, "SD-Step: 8\r\n"), "they are");
-    is_int(count(&a, "SD-Event: latent"), 0, "no latents");
-
-    ask(&a, request(SD_DIALECT_NATIVE, "multipart/mixed"),
-        "{\"prompt\":\"x\",\"steps\":10,\"preview\":\"none\",\"latent\":3}");
-    is_int(count(&a, "SD-Event: preview"), 0, "no previews");
-    is_int(count(&a, "SD-Event: latent"), 4, "a latent every third step");
+        "{\"prompt\":\"x\",\"latent\":\"none\",\"preview\":\"none\"}");
+    is_int(a.data, 2, "no previews and no latents: start and end");
 
     ask(&a, request(SD_DIALECT_NATIVE, "multipart/x-mixed-replace"),
         "{\"prompt\":\"x\",\"steps\":4,\"preview\":\"vae\"}");
-    is_int(count(&a, "Content-Type: image/jpeg"), 4, "x-mixed-replace");
-    is_int(count(&a, "Content-Type: "), 4, "pictures alone");
+    n = count(&a, "Content-Type: image/jpeg");
+    ok(n >= 2 && n <= 4, "x-mixed-replace");
+    is_int(count(&a, "Content-Type: "), n, "pictures alone");
 
-    fake_step_ms = 1;
     forget(&a);
 }
 
@@ -226,6 +219,18 @@ test_json(void)
     ask(&a, request(SD_DIALECT_NATIVE, JSON),
         "{\"prompt\":\"x\",\"steps\":4,\"preview_every\":1}");
     is_int(count(&a, "\"b64_json\":"), 4, "with previews, if asked");
+
+    ask(&a, request(SD_DIALECT_NATIVE, JSON),
+        "{\"prompt\":\"x\",\"steps\":10,\"preview\":\"rgb\","
+        "\"previews\":4}");
+    is_int(count(&a, "\"b64_json\":"), 5, "evenly spaced");
+    ok(has(&a, "\"step\":2,") && has(&a, "\"step\":4,")
+       && has(&a, "\"step\":6,") && has(&a, "\"step\":8,"), "they are");
+
+    ask(&a, request(SD_DIALECT_NATIVE, JSON),
+        "{\"prompt\":\"x\",\"steps\":10,\"latent\":3}");
+    is_int(count(&a, "\"latents\":"), 4, "a latent every third step");
+    is_int(count(&a, "\"b64_json\":"), 1, "without previews");
 
     forget(&a);
 }
