@@ -387,6 +387,10 @@ sd_attention(sd_context_t *cx, sd_tensor_t o, const sd_attention_t *d)
         return sd_refuse(cx, op, "%d samples of q, %d of k", q->n, k->n);
     }
 
+    if (!(d->scale > 0)) {
+        return sd_refuse(cx, op, "the scale must be positive");
+    }
+
     if (d->causal && q->w != k->w) {
         return sd_refuse(cx, op, "causal over %d queries and %d keys", q->w,
                          k->w);

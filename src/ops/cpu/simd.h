@@ -359,39 +359,55 @@ v_storex(float *p, v16 a, int n)
 
 /* over lanes, by halves: 8 + 8, 4 + 4, 2 + 2, 1 + 1 */
 
+#if defined(SD_AVX512) || defined(SD_AVX2)
+
+#define sd_halves(name, op8, op4)                                             \
+                                                                              \
+    sd_inline float                                                           \
+    name(v16 a)                                                               \
+    {                                                                         \
+        v8      h;                                                            \
+        __m128  q;                                                            \
+                                                                              \
+        h = op8(v_low(a), v_high(a));                                         \
+        q = op4(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1));      \
+        q = op4(q, _mm_movehl_ps(q, q));                                      \
+        q = op4(q, _mm_movehdup_ps(q));                                       \
+                                                                              \
+        return _mm_cvtss_f32(q);                                              \
+    }
+
+sd_halves(v_sum, _mm256_add_ps, _mm_add_ps)
+sd_halves(v_maximum, _mm256_max_ps, _mm_max_ps)
+
+#else
+
 sd_inline float
 v_sum(v16 a)
 {
-    int    i, n;
-    float  t[SD_LANES];
+    v4  q;
 
-    v_store(t, a);
+    q = (a.q[0] + a.q[2]) + (a.q[1] + a.q[3]);
 
-    for (n = 8; n > 0; n /= 2) {
-        for (i = 0; i < n; i++) {
-            t[i] = t[i] + t[i + n];
-        }
-    }
-
-    return t[0];
+    return (q[0] + q[2]) + (q[1] + q[3]);
 }
 
 sd_inline float
 v_maximum(v16 a)
 {
-    int    i, n;
-    float  t[SD_LANES];
+    int    i;
+    float  m;
 
-    v_store(t, a);
+    m = a.q[0][0];
 
-    for (n = 8; n > 0; n /= 2) {
-        for (i = 0; i < n; i++) {
-            t[i] = t[i] > t[i + n] ? t[i] : t[i + n];
-        }
+    for (i = 1; i < SD_LANES; i++) {
+        m = a.q[i / 4][i % 4] > m ? a.q[i / 4][i % 4] : m;
     }
 
-    return t[0];
+    return m;
 }
+
+#endif
 
 
 /*
@@ -422,6 +438,33 @@ v_exp(v16 x)
     p = v_add(p, v_set(1.0f));
 
     return v_where_ge(x, v_set(-87.3f), v_scale2(p, t));
+}
+
+
+/*
+ * 2^x for x <= 0, zero below -126: what a softmax needs.  The polynomial is a
+ * least-maximum fit of 2^r on |r| <= 1/2
+ */
+
+sd_inline v16
+v_exp2_negative(v16 x)
+{
+    v16  t, r, p, y;
+
+    y = v_max(x, v_set(-126.0f));
+
+    t = v_add(y, v_set(0x1.8p23f));
+    r = v_sub(y, v_sub(t, v_set(0x1.8p23f)));
+
+    p = v_set(1.535336196e-04f);
+    p = v_fma(p, r, v_set(1.339887502e-03f));
+    p = v_fma(p, r, v_set(9.618436918e-03f));
+    p = v_fma(p, r, v_set(5.550332367e-02f));
+    p = v_fma(p, r, v_set(2.402264774e-01f));
+    p = v_fma(p, r, v_set(6.931471825e-01f));
+    p = v_fma(p, r, v_set(1.0f));
+
+    return v_where_ge(x, v_set(-126.0f), v_scale2(p, t));
 }
 
 

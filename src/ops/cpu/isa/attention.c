@@ -16,7 +16,7 @@
 
 
 #define SD_QUERIES  96
-#define SD_KEYS     256
+#define SD_KEYS     512
 
 
 typedef struct {
@@ -33,8 +33,22 @@ typedef struct {
 } sd_attend_t;
 
 
+static int sd_attend_width(int columns);
 static void sd_attend_pack(void *data, int task, char *scratch);
 static void sd_attend_task(void *data, int task, char *scratch);
+
+
+/* of the next panel of values: 48 leaves no panel of 16 but the only one */
+
+static int
+sd_attend_width(int columns)
+{
+    if (columns == 48 || (columns % SD_PANEL && columns > SD_PANEL)) {
+        return 48;
+    }
+
+    return sd_min(columns, SD_PANEL);
+}
 
 
 static void
@@ -77,8 +91,8 @@ sd_attend_pack(void *data, int task, char *scratch)
 
     dst = a->vpack + task * a->vsize;
 
-    for (i = 0; i < a->dcolumns; i += SD_PANEL) {
-        columns = sd_min(SD_PANEL, a->dcolumns - i);
+    for (i = 0; i < a->dcolumns; i += columns) {
+        columns = sd_attend_width(a->dcolumns - i);
         src = (float *) a->v.data + (size_t) n * lk * a->v.ld + head * a->d + i;
 
         for (j = 0; j < lk; j++) {
@@ -96,8 +110,8 @@ static void
 sd_attend_task(void *data, int task, char *scratch)
 {
     int           i, j, n, m, head, first, queries, keys, from, valid, columns;
-    v16           s, max, sum, neg;
-    float        *scores, *out, *row, *maxima, *sums, old, top, factor;
+    v16           s, max, sum, c, top;
+    float        *scores, *out, *row, *maxima, *sums, old, new, factor;
     float        *dst;
     const float  *q, *kp, *vp;
     sd_attend_t  *a = data;
@@ -112,18 +126,13 @@ sd_attend_task(void *data, int task, char *scratch)
     scores = (float *) scratch;
     maxima = scores + SD_QUERIES * SD_KEYS;
     sums = maxima + SD_QUERIES;
-    out = sums + SD_QUERIES;
+    out = sums + SD_QUERIES * SD_LANES;
 
     q = (float *) a->q.data + ((size_t) n * a->q.w + first) * a->q.ld
         + head * a->d;
 
     kp = a->kpack + ((size_t) m * a->heads + head) * a->ksize;
     vp = a->vpack + ((size_t) m * a->heads + head) * a->vsize;
-
-    for (i = 0; i < queries; i++) {
-        maxima[i] = -INFINITY;
-        sums[i] = 0;
-    }
 
     for (from = 0; from < a->k.w; from += SD_KEYS) {
 
@@ -156,27 +165,28 @@ sd_attend_task(void *data, int task, char *scratch)
             /* what is beyond the last key weighs nothing */
 
             for (j = valid; j < sd_align(valid, SD_LANES); j++) {
-                row[j] = a->scale < 0 ? INFINITY : -INFINITY;
+                row[j] = -INFINITY;
             }
 
-            max = v_set(-INFINITY);
+            max = v_load(row);
 
-            for (j = 0; j < valid; j += SD_LANES) {
-                s = v_mul(v_load(row + j), v_set(a->scale));
-                v_store(row + j, s);
-                max = v_max(max, s);
+            for (j = SD_LANES; j < valid; j += SD_LANES) {
+                max = v_max(max, v_load(row + j));
             }
 
-            old = maxima[i];
-            top = v_maximum(max);
-            top = top > old ? top : old;
-            maxima[i] = top;
+            /* in the scale of the exponents of two; the scale is positive */
 
-            neg = v_set(top);
+            old = from ? maxima[i] : -INFINITY;
+            new = v_maximum(max) * a->scale;
+            new = new > old ? new : old;
+            maxima[i] = new;
+
+            top = v_set(-new);
+            c = v_set(a->scale);
             sum = v_set(0);
 
             for (j = 0; j < valid; j += SD_LANES) {
-                s = v_exp(v_sub(v_load(row + j), neg));
+                s = v_exp2_negative(v_fma(v_load(row + j), c, top));
                 v_store(row + j, s);
                 sum = v_add(sum, s);
             }
@@ -185,14 +195,20 @@ sd_attend_task(void *data, int task, char *scratch)
                 row[j] = 0;
             }
 
+            dst = sums + i * SD_LANES;
+
             if (from == 0) {
-                sums[i] = v_sum(sum);
+                v_store(dst, sum);
                 continue;
             }
 
-            v_storen(&factor, v_exp(v_set(old - top)), 1);
+            v_storen(&factor, v_exp2_negative(v_set(old - new)), 1);
 
-            sums[i] = sums[i] * factor + v_sum(sum);
+            v_store(dst, v_fma(v_load(dst), v_set(factor), sum));
+
+            if (factor == 1.0f) {
+                continue;
+            }
 
             for (j = 0; j < a->dcolumns; j += SD_LANES) {
                 dst = out + (size_t) i * a->dcolumns + j;
@@ -200,8 +216,8 @@ sd_attend_task(void *data, int task, char *scratch)
             }
         }
 
-        for (j = 0; j < a->dcolumns; j += SD_PANEL) {
-            columns = sd_min(SD_PANEL, a->dcolumns - j);
+        for (j = 0; j < a->dcolumns; j += columns) {
+            columns = sd_attend_width(a->dcolumns - j);
 
             sd_isa(sd_gemm)(out + j, a->dcolumns, scores, SD_KEYS,
                             vp + (size_t) a->k.w * j + (size_t) from * columns,
@@ -215,7 +231,8 @@ sd_attend_task(void *data, int task, char *scratch)
 
         for (j = 0; j < a->d; j += SD_LANES) {
             v_storex(dst + j, v_div(v_load(out + (size_t) i * a->dcolumns + j),
-                                    v_set(sums[i])), a->d - j);
+                                    v_set(v_sum(v_load(sums + i * SD_LANES)))),
+                     a->d - j);
         }
     }
 }
@@ -236,7 +253,7 @@ sd_isa(sd_attention)(sd_context_t *cx, sd_tensor_t o, const sd_attention_t *d)
     a.o = o;
     a.heads = d->heads;
     a.d = d->q.c / d->heads;
-    a.scale = d->scale;
+    a.scale = d->scale * 1.44269504f;
     a.causal = d->causal;
     a.kv_row = d->kv_row;
 
@@ -246,7 +263,7 @@ sd_isa(sd_attention)(sd_context_t *cx, sd_tensor_t o, const sd_attention_t *d)
     a.vsize = (size_t) d->k.w * a.dcolumns;
     a.blocks = (d->q.w + SD_QUERIES - 1) / SD_QUERIES;
 
-    if ((SD_QUERIES * (SD_KEYS + 2 + (size_t) a.dcolumns)) * sizeof(float)
+    if ((SD_QUERIES * (SD_KEYS + 1 + SD_LANES + (size_t) a.dcolumns)) * sizeof(float)
         > SD_SCRATCH)
     {
         return sd_fail(cx->err, "attention: heads of %d are too wide", a.d);

@@ -22,25 +22,34 @@
 #define sd_isa(name)  sd_isa__(name, avx512)
 #define SD_MR         12        /* rows of a tile, by vectors of columns: */
 #define SD_NV         2         /* 24 of 32 registers are sums */
+#define SD_NV_MAX     3
+#define SD_MR48       8
+#define SD_NV48       3
 
 #elif defined(SD_AVX2)
 
 #define sd_isa(name)  sd_isa__(name, avx2)
 #define SD_MR         6         /* 12 of 16 registers */
 #define SD_NV         1
+#define SD_NV_MAX     1
+#define SD_MR48       SD_MR
+#define SD_NV48       1
 
 #else
 
 #define sd_isa(name)  sd_isa__(name, baseline)
 #define SD_MR         2
 #define SD_NV         1
+#define SD_NV_MAX     1
+#define SD_MR48       SD_MR
+#define SD_NV48       1
 
 #endif
 
 
 /*
  * c += a b, or c = a b where add is zero
- * a: [m, k], lda; b: [k, columns] packed, columns 16 or 32; c: [m, columns],
+ * a: [m, k], lda; b: [k, columns] packed, columns 16, 32 or 48; c: [m, columns],
  * ldc.  Sums over k in order, for any m.  ahead: bytes that will be wanted next,
  * fetched into the cache meanwhile, or NULL
  */

@@ -12,9 +12,9 @@
 #include "isa.h"
 
 
-#define SD_BLOCK   192          /* rows of a task */
+#define SD_BLOCK   264          /* rows of a task, at most */
 #define SD_STEP    640
-#define SD_GROUP   8            /* panels of a task, at most */
+#define SD_GROUP   10           /* panels of a task, at most */
 
 
 typedef struct {
@@ -32,7 +32,7 @@ typedef struct {
     const float   *weight;
 
     int            rows;        /* of y in all */
-    int            block;       /* of a task */
+    int            block, blocks;       /* of a task, and how many */
     int            groups;      /* of panels */
     int            outputs;
     sd_act_t       act;
@@ -170,11 +170,13 @@ sd_product_task(void *data, int task, char *scratch)
     const float         *a, *b, *ahead;
     const sd_product_t  *p = data;
 
-    row = task / p->groups * p->block;
+    /* tasks that run together share panels, which come from memory */
+
+    row = task % p->blocks * p->block;
     rows = sd_min(p->block, p->rows - row);
 
-    first = task % p->groups * p->packed.panels / p->groups;
-    last = (task % p->groups + 1) * p->packed.panels / p->groups;
+    first = task / p->blocks * p->packed.panels / p->groups;
+    last = (task / p->blocks + 1) * p->packed.panels / p->groups;
 
     sums = (float *) scratch;
     ld = (last - first) * SD_PANEL;
@@ -242,30 +244,21 @@ sd_product_task(void *data, int task, char *scratch)
 static int
 sd_product_run(sd_context_t *cx, sd_product_t *p)
 {
-    int  blocks;
+    int  n;
 
     /* how the work is cut changes no sum */
 
-    p->block = SD_BLOCK;
-
-    if (p->rows < 4 * SD_BLOCK) {
-        p->block = sd_align((p->rows + 3) / 4, 24);
-        p->block = sd_min(p->block, SD_BLOCK);
-    }
-
-    if (p->rows <= 160) {
-        p->block = p->rows;
-    }
-
-    blocks = (p->rows + p->block - 1) / p->block;
+    n = (p->rows + SD_BLOCK - 1) / SD_BLOCK;
+    p->block = sd_align((p->rows + n - 1) / n, SD_MR);
+    p->blocks = (p->rows + p->block - 1) / p->block;
 
     p->groups = (p->packed.panels + SD_GROUP - 1) / SD_GROUP;
 
-    if (blocks * p->groups < 8) {
-        p->groups = sd_min(p->packed.panels, (8 + blocks - 1) / blocks);
+    if (p->blocks * p->groups < 8) {
+        p->groups = sd_min(p->packed.panels, (8 + p->blocks - 1) / p->blocks);
     }
 
-    return sd_pool_run(cx, sd_product_task, p, blocks * p->groups);
+    return sd_pool_run(cx, sd_product_task, p, p->blocks * p->groups);
 }
 
 

@@ -26,6 +26,7 @@
 
 #define SD_TILES    96          /* of a task */
 #define SD_FEW      160         /* tiles in all */
+#define SD_GROUP    4           /* panels of a task, where tiles are few */
 #define SD_SKEW     80          /* floats between positions, or all 36 would
                                    meet in one set of the cache */
 
@@ -232,7 +233,7 @@ sd_winograd_product(const sd_winograd_t *p, const float *v, size_t vstride,
                 + ((size_t) i * p->packed.columns + panel * SD_PANEL)
                   * p->channels;
 
-            if (panel == first) {
+            if (panel == first && !p->few) {
                 ahead = a + SD_MR * p->channels;
                 size = (size_t) tiles * p->channels;
 
@@ -444,7 +445,7 @@ sd_isa(sd_winograd)(sd_context_t *cx, sd_tensor_t y, const sd_conv2d_t *d)
 
     if (p.few) {
         p.v = v.data;
-        p.groups = (p.packed.panels + 1) / 2;
+        p.groups = (p.packed.panels + SD_GROUP - 1) / SD_GROUP;
 
         (void) (sd_pool_run(cx, sd_winograd_few_in, &p, p.tiles) == SD_OK
                 && sd_pool_run(cx, sd_winograd_few_out, &p, p.groups)
