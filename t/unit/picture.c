@@ -296,7 +296,7 @@ test_refused(host_t *h)
         const char   *param;
         int           status;
         sd_params_t   p;
-    } tests[16];
+    } tests[20];
 
     size_t         n = 0;
 
@@ -327,6 +327,8 @@ test_refused(host_t *h)
     T("num_inference_steps", 400, p.steps = 0);
     T("num_inference_steps", 400, p.steps = 1001);
     T("guidance_scale", 400, p.guidance = 0.0 / 0.0);
+    T("prompt", 400, p.prompt = "a \xff house");
+    T("negative_prompt", 400, p.negative_prompt = "\xed\xa0\x80");
     T("latents", 400, p.starting_step = 2);
     T("starting_step", 400, p.starting_step = 7);
     T("latents", 400, p.latents = "x", p.latents_size = 1);
