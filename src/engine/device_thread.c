@@ -197,8 +197,8 @@ sd_device_preview(sd_engine_t *e, sd_run_t *run, sd_mail_t *mail,
     job = run->job;
     cx = &job->model->device->context;
 
-    scale = job->params.preview == SD_PREVIEW_VAE ? 1
-                                                  : job->model->model->vae_scale;
+    scale = job->params.preview == SD_PREVIEW_VAE
+            ? 1 : job->model->model->vae_scale;
 
     width = job->info.info.width / scale;
     height = job->info.info.height / scale;

@@ -181,8 +181,7 @@ sd_job_answer(sd_job_t *job, int status, const char *content_type,
     pthread_mutex_lock(&job->engine->lock);
 
     if (chunk == NULL || headers->failed || body->failed) {
-        job->ended = 1;
-        sd_engine_wake_io(job->engine);
+        sd_job_cut_locked(job);
 
     } else {
         sd_frame_header(&chunk->bytes, status,
@@ -538,11 +537,8 @@ sd_encoder_event(sd_job_t *job, sd_mail_t *mail)
 
     chunk = sd_chunk_new();
 
-    if (chunk == NULL) {
-        return;
-    }
-
-    rc = sd_encoder_frames(job, ev, chunk, &err);
+    rc = chunk ? sd_encoder_frames(job, ev, chunk, &err)
+               : sd_fail(&err, "no memory for the answer");
 
     if (rc != SD_OK) {
 
@@ -553,8 +549,7 @@ sd_encoder_event(sd_job_t *job, sd_mail_t *mail)
 
         if (ev->type == SD_EVENT_ERROR || ev->type == SD_EVENT_HANDOFF) {
             pthread_mutex_lock(&job->engine->lock);
-            job->ended = 1;
-            sd_engine_wake_io(job->engine);
+            sd_job_cut_locked(job);
             pthread_mutex_unlock(&job->engine->lock);
             return;
         }

@@ -265,6 +265,8 @@ sd_chunk_t *sd_chunk_new(void);
 void sd_chunk_free(sd_chunk_t *chunk);
 void sd_job_send(sd_job_t *job, sd_chunk_t *chunk);     /* takes chunk */
 void sd_job_send_locked(sd_job_t *job, sd_chunk_t *chunk);
+/* the connection is closed without END: what is in the outbox is sent yet */
+void sd_job_cut_locked(sd_job_t *job);
 sd_chunk_t *sd_job_chunk(sd_job_t *job);    /* the outbox's first, or NULL */
 /* nobody reads any more: empties the outbox */
 void sd_job_close(sd_job_t *job);

@@ -189,8 +189,7 @@ sd_job_error_locked(sd_job_t *job, const sd_error_t *err)
     if (mail == NULL) {
 
         /* without memory for an error there is but one thing to say */
-        job->ended = 1;
-        sd_engine_wake_io(job->engine);
+        sd_job_cut_locked(job);
         return;
     }
 
@@ -264,13 +263,28 @@ sd_job_unsend_locked(sd_job_t *job, int image)
 }
 
 
-void
-sd_job_send_locked(sd_job_t *job, sd_chunk_t *chunk)
+static void
+sd_job_wake_locked(sd_job_t *job)
 {
     sd_engine_t  *e;
 
     e = job->engine;
 
+    if (!job->wake) {
+        job->wake = 1;
+        sd_job_ref(job);
+
+        job->next_wake = e->wake;
+        e->wake = job;
+
+        sd_engine_wake_io(e);
+    }
+}
+
+
+void
+sd_job_send_locked(sd_job_t *job, sd_chunk_t *chunk)
+{
     if (job->closed || job->ended) {
         sd_chunk_free(chunk);
         return;
@@ -285,15 +299,15 @@ sd_job_send_locked(sd_job_t *job, sd_chunk_t *chunk)
     *job->last_chunk = chunk;
     job->last_chunk = &chunk->next;
 
-    if (!job->wake) {
-        job->wake = 1;
-        sd_job_ref(job);
+    sd_job_wake_locked(job);
+}
 
-        job->next_wake = e->wake;
-        e->wake = job;
 
-        sd_engine_wake_io(e);
-    }
+void
+sd_job_cut_locked(sd_job_t *job)
+{
+    job->ended = 1;
+    sd_job_wake_locked(job);
 }
 
 

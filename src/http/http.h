@@ -150,7 +150,7 @@ struct sd_dialect_s {
                                            Content-Type */
     unsigned             any_accept:1;  /* so is the answer */
     unsigned             pages:1;       /* knows sd_pagination */
-    const sd_format_t   *formats[8];    /* the first is the default; NULL ends */
+    const sd_format_t   *formats[8];    /* the first is the default */
 
     /* appends the body of an error answer, and of its headers "Name: value\r\n"
      * lines; states: NULL, or the inside of a JSON array of states */
