@@ -164,6 +164,20 @@ def randomize(module):
     return module.eval()
 
 
+def save(tensors, path, metadata):
+    """As save_file(), which writes the metadata in another order each time."""
+    header, data = {'__metadata__': metadata}, b''
+    for name, t in sorted(tensors.items()):
+        raw = t.float().contiguous().numpy().tobytes()
+        header[name] = dict(dtype='F32', shape=list(t.shape),
+                            data_offsets=[len(data), len(data) + len(raw)])
+        data += raw
+    text = json.dumps(header).encode()
+    text += b' ' * (-len(text) % 8)
+    with open(path, 'wb') as f:
+        f.write(len(text).to_bytes(8, 'little') + text + data)
+
+
 def rename(path, names):
     tensors = load_file(path)
     for old, new in names:
@@ -320,7 +334,7 @@ def main():
         for r in runs:
             out = run(path, *parts, *r)
             file = '%s/%s-%s.safetensors' % (HERE, name, r[0])
-            save_file({k: v.contiguous() for k, v in out.items()}, file, dict(
+            save(out, file, dict(
                 model='model' if name == 'embedded'
                       else 't/golden/models/' + name,
                 sampler=r[0], steps=str(r[1]), guidance=str(r[2]),
