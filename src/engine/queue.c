@@ -222,6 +222,10 @@ sd_cancel_error(sd_error_t *err, sd_cancel_t reason)
                         "the server is going away; go on at another one");
         break;
 
+    case SD_CANCEL_FAILED:
+        (void) sd_fail(err, "the request failed");
+        break;
+
     default:
         (void) sd_error(err, 499, "cancelled", NULL,
                         "the request was cancelled");
