@@ -47,6 +47,12 @@ ISA_avx512 := -DSD_AVX512 -mavx2 -mfma -mavx512f -mavx512bw -mavx512dq \
               -mavx512vl -mprefer-vector-width=512
 ISA_OBJS  := $(foreach i,$(ISAS),\
                  $(ISA_SRCS:src/ops/cpu/isa/%.c=$(BUILD)/src/ops/cpu/isa/$i/%.o))
+
+# bf16's tasks, on AVX512_BF16 with or without AMX
+ifeq ($(shell uname -m),x86_64)
+ISA_bf16  := $(ISA_avx512) -mavx512bf16 -mamx-tile -mamx-bf16
+ISA_OBJS  += $(patsubst %.c,$(BUILD)/%.o,$(sort $(wildcard src/ops/cpu/bf16/*.c)))
+endif
 OBJS      += $(ISA_OBJS)
 CLI       := $(sort $(wildcard src/cli/*.c))
 UNITS     := $(sort $(wildcard t/unit/*.c))
@@ -93,6 +99,8 @@ $$(BUILD)/src/ops/cpu/isa/$1/%.o: src/ops/cpu/isa/%.c
 endef
 
 $(foreach i,$(ISAS),$(eval $(call isa_rule,$i)))
+
+$(BUILD)/src/ops/cpu/bf16/%.o: CFLAGS += $(ISA_bf16)
 
 $(BUILD)/libsd.a: $(OBJS)
 	rm -f $@

@@ -115,7 +115,7 @@ static const row_t  table[] = {
 };
 
 
-static sd_device_t  *devices[8];
+static sd_device_t  *devices[12];
 static int           ndevices;
 
 
@@ -767,13 +767,13 @@ describe(char *text, size_t size, const row_t *t)
 
 
 static void
-test_row(const row_t *t, sd_device_t *planner)
+test_row(const row_t *t, sd_device_t *const planners[2])
 {
-    int          i, same;
+    int          i, same, bf16;
     char         name[128];
     float       *out, *first;
-    size_t       planned, peak;
-    double      *expected, e;
+    size_t       planned[2], peak;
+    double      *expected, e, limit;
     data_t       d;
     sd_error_t   err;
 
@@ -809,21 +809,23 @@ test_row(const row_t *t, sd_device_t *planner)
         break;
     }
 
-    planned = run(t, &d, planner, 1, 0, NULL, &err);
-
-    ok(planned > 0, "%s: planned", name);
+    for (i = 0; i < 2; i++) {
+        planned[i] = run(t, &d, planners[i], 1, 0, NULL, &err);
+        ok(planned[i] > 0, "%s: planned", name);
+    }
 
     same = 1;
 
     for (i = 0; i < ndevices; i++) {
-        peak = run(t, &d, devices[i], 0, planned, out, &err);
+        bf16 = devices[i]->precision == SD_PRECISION_BF16;
+        peak = run(t, &d, devices[i], 0, planned[bf16], out, &err);
 
         if (peak == 0) {
             ok(0, "%s: %s", name, err.message);
             continue;
         }
 
-        ok(peak == planned, "%s: peak on %s", name, devices[i]->isa);
+        ok(peak == planned[bf16], "%s: peak on %s", name, devices[i]->isa);
 
         /* devices of the same numerics id give the same bytes */
 
@@ -841,8 +843,13 @@ test_row(const row_t *t, sd_device_t *planner)
 
         e = nmse(out, expected, d.count);
 
-        if (!ok(e < (t->kind == CONV ? 4e-11 : 1e-12),
-                "%s: %s, error", name, devices[i]->isa))
+        limit = t->kind == CONV ? 4e-11 : 1e-12;
+
+        if (bf16 && t->kind != NORM && t->kind != LAYER) {
+            limit = 3e-5;
+        }
+
+        if (!ok(e < limit, "%s: %s, error", name, devices[i]->numerics))
         {
             printf("# nmse %g\n", e);
         }
@@ -1254,6 +1261,9 @@ test_context(sd_device_t *dev, sd_device_t *planner)
     ok(sd_device_open(&none, "cpu", 0, SD_PRECISION_EXACT, "vax", &err)
        == SD_ERROR && strstr(err.message, "\"vax\"") != NULL,
        "an unknown instruction set is refused");
+    ok(sd_device_open(&none, "cpu", 0, SD_PRECISION_BF16, "baseline", &err)
+       == SD_ERROR && strstr(err.message, "AVX512_BF16") != NULL,
+       "bf16 without its instructions is refused");
 }
 
 
@@ -1263,30 +1273,37 @@ main(void)
     int           n;
     size_t        i;
     sd_error_t    err;
-    sd_device_t  *planner;
+    sd_device_t  *planners[2];
 
     /* in the order of numerics ids: equal ones are next to each other */
 
     static const struct {
         const char  *isa;
         int          threads;
+        int          bf16;
     } kinds[] = {
-        { NULL, 2 }, { NULL, 1 }, { NULL, 3 }, { "avx2", 2 }, { "baseline", 2 },
-        { "baseline", 1 }
+        { NULL, 2, 0 }, { NULL, 1, 0 }, { NULL, 3, 0 }, { "avx2", 2, 0 },
+        { "baseline", 2, 0 }, { "baseline", 1, 0 }, { NULL, 2, 1 },
+        { NULL, 1, 1 }, { "avx512", 2, 1 }, { "avx512", 3, 1 }
     };
 
-    if (!ok(sd_device_plan(&planner, "cpu", SD_PRECISION_EXACT, &err) == SD_OK,
-            "plan device"))
+    if (!ok(sd_device_plan(&planners[0], "cpu", SD_PRECISION_EXACT, &err)
+            == SD_OK
+            && sd_device_plan(&planners[1], "cpu", SD_PRECISION_BF16, &err)
+            == SD_OK, "plan devices"))
     {
         return done();
     }
 
-    for (n = 0; n < 6; n++) {
+    for (n = 0; n < (int) (sizeof(kinds) / sizeof(kinds[0])); n++) {
         if (sd_device_open(&devices[ndevices], "cpu", kinds[n].threads,
-                           SD_PRECISION_EXACT, kinds[n].isa, &err)
+                           kinds[n].bf16 ? SD_PRECISION_BF16
+                                         : SD_PRECISION_EXACT,
+                           kinds[n].isa, &err)
             != SD_OK)
         {
-            ok(kinds[n].isa != NULL && strcmp(kinds[n].isa, "baseline") != 0,
+            ok(kinds[n].bf16 || (kinds[n].isa != NULL
+                                 && strcmp(kinds[n].isa, "baseline") != 0),
                "%s is not here: %s", kinds[n].isa ? kinds[n].isa : "cpu",
                err.message);
             continue;
@@ -1300,19 +1317,20 @@ main(void)
     }
 
     for (i = 0; i < sizeof(table) / sizeof(table[0]); i++) {
-        test_row(&table[i], planner);
+        test_row(&table[i], planners);
     }
 
     test_philox();
     test_sampler(devices[0]);
     test_pictures(devices[0]);
-    test_context(devices[0], planner);
+    test_context(devices[0], planners[0]);
 
     for (n = 0; n < ndevices; n++) {
         sd_device_close(devices[n]);
     }
 
-    sd_device_close(planner);
+    sd_device_close(planners[0]);
+    sd_device_close(planners[1]);
 
     return done();
 }

@@ -4,17 +4,26 @@
  * FMA, so their bytes are the same on any machine.
  */
 
+#define _GNU_SOURCE
+
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
 
 #include "../philox.h"
 #include "cpu.h"
 
 
 static const sd_kernels_t *sd_cpu_choose(const char *isa);
+static int sd_cpu_amx(void);
 
 
 /* NULL: the best that the machine has; or the named one, if it has that */
@@ -50,14 +59,52 @@ sd_cpu_choose(const char *isa)
 }
 
 
+const sd_kernels_t *
+sd_cpu_kernels(const sd_device_t *dev)
+{
+    if (dev->impl != NULL) {
+        return ((sd_cpu_t *) dev->impl)->kernels;
+    }
+
+#if defined(__x86_64__)
+    if (dev->precision == SD_PRECISION_BF16) {
+        return &sd_kernels_bf16;
+    }
+#endif
+
+    return &sd_kernels_baseline;
+}
+
+
+/* asks the kernel for AMX's tiles, which a process must; 1: may be used */
+
+static int
+sd_cpu_amx(void)
+{
+#if defined(__x86_64__)
+    unsigned  a, b, c, d;
+
+    /* leaf 7: amx_bf16 and amx_tile */
+
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)
+        || (d & (1u << 22)) == 0 || (d & (1u << 24)) == 0)
+    {
+        return 0;
+    }
+
+    /* ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA */
+
+    return syscall(SYS_arch_prctl, 0x1023, 18) == 0;
+#else
+    return 0;
+#endif
+}
+
+
 static int
 sd_cpu_open(sd_device_t *dev, int threads, const char *isa, sd_error_t *err)
 {
     sd_cpu_t  *cpu;
-
-    if (dev->precision != SD_PRECISION_EXACT) {
-        return sd_fail(err, "this cpu has no bf16 arithmetic");
-    }
 
     cpu = calloc(1, sizeof(sd_cpu_t));
     if (cpu == NULL) {
@@ -71,6 +118,27 @@ sd_cpu_open(sd_device_t *dev, int threads, const char *isa, sd_error_t *err)
         return sd_fail(err, "this cpu has no \"%s\"", isa);
     }
 
+#if defined(__x86_64__)
+    if (dev->precision == SD_PRECISION_BF16
+        && cpu->kernels == &sd_kernels_avx512
+        && __builtin_cpu_supports("avx512bf16"))
+    {
+        cpu->kernels = &sd_kernels_bf16;
+
+        /* before any thread is there; "avx512" asks for doing without */
+
+        cpu->amx = isa == NULL && sd_cpu_amx();
+    }
+#endif
+
+    if (dev->precision == SD_PRECISION_BF16
+        && strcmp(cpu->kernels->numerics, "cpu-bf16") != 0)
+    {
+        free(cpu);
+        return sd_fail(err, "bf16 needs AVX512_BF16, which %s has not",
+                       isa == NULL ? "this cpu" : isa);
+    }
+
     if (sd_pool_create(&cpu->pool, threads, err) != SD_OK) {
         free(cpu);
         return SD_ERROR;
@@ -79,6 +147,13 @@ sd_cpu_open(sd_device_t *dev, int threads, const char *isa, sd_error_t *err)
     snprintf(dev->isa, sizeof(dev->isa), "%s", cpu->kernels->isa);
     snprintf(dev->numerics, sizeof(dev->numerics), "%s",
              cpu->kernels->numerics);
+
+    if (dev->precision == SD_PRECISION_BF16) {
+        snprintf(dev->isa, sizeof(dev->isa), "%s",
+                 cpu->amx ? "avx512+amx" : "avx512");
+        snprintf(dev->numerics, sizeof(dev->numerics), "cpu-bf16-%s-1",
+                 cpu->amx ? "amx" : "dot");
+    }
 
     dev->threads = threads > 0 ? threads : sd_pool_default_threads();
     dev->impl = cpu;

@@ -55,6 +55,7 @@ int sd_pool_run(sd_context_t *cx, sd_task_pt task, void *data, int n);
 /* weight.c: how a weight lies in memory; offsets in floats */
 
 typedef struct {
+    int      bf16;              /* the matrix is; see bf16.h */
     int      winograd;          /* 36 transformed filters instead of 9 taps */
     int      taps;              /* r * r */
     int      panels;            /* of SD_PANEL columns, the last one maybe of
@@ -68,7 +69,8 @@ typedef struct {
     size_t   size;
 } sd_packed_t;
 
-void sd_cpu_packed(const sd_weight_t *w, sd_packed_t *p);
+void sd_cpu_packed(const sd_device_t *dev, const sd_weight_t *w,
+    sd_packed_t *p);
 size_t sd_cpu_weight_size(sd_device_t *dev, const sd_weight_t *w);
 int sd_cpu_weight_pack(sd_device_t *dev, sd_weight_t *w, const float *data,
     const float *bias, sd_error_t *err);
@@ -98,17 +100,17 @@ typedef struct {
 extern const sd_kernels_t  sd_kernels_avx512;
 extern const sd_kernels_t  sd_kernels_avx2;
 extern const sd_kernels_t  sd_kernels_baseline;
+extern const sd_kernels_t  sd_kernels_bf16;
 
 
 typedef struct {
     const sd_kernels_t  *kernels;
     sd_pool_t           *pool;
+    int                  amx;           /* bf16: by AMX tiles */
 } sd_cpu_t;
 
 /* a plan device has no impl; its allocations are those of any */
-#define sd_cpu_kernels(dev)                                                   \
-    ((dev)->impl != NULL ? ((sd_cpu_t *) (dev)->impl)->kernels                \
-                         : &sd_kernels_baseline)
+const sd_kernels_t *sd_cpu_kernels(const sd_device_t *dev);
 
 
 #endif

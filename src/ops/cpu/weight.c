@@ -21,7 +21,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "cpu.h"
+#include "bf16.h"
 
 
 #define SD_WINOGRAD_PIXELS    64        /* more than that */
@@ -54,10 +54,12 @@ static const double  sd_winograd_g[2][6][3] = {
 static int sd_output(const sd_weight_t *w, int column);
 static void sd_winograd_pack(const sd_weight_t *w, const sd_packed_t *p,
     const float *data);
+static void sd_bf16_pack(const sd_weight_t *w, const sd_packed_t *p,
+    const float *data);
 
 
 void
-sd_cpu_packed(const sd_weight_t *w, sd_packed_t *p)
+sd_cpu_packed(const sd_device_t *dev, const sd_weight_t *w, sd_packed_t *p)
 {
     int  half = SD_PANEL / 2;
 
@@ -81,6 +83,15 @@ sd_cpu_packed(const sd_weight_t *w, sd_packed_t *p)
     p->columns = w->geglu ? 2 * sd_align(w->k / 2, half) : sd_align(w->k, half);
     p->panels = (p->columns + SD_PANEL - 1) / SD_PANEL;
 
+    if (dev->precision == SD_PRECISION_BF16) {
+        p->bf16 = 1;
+        p->columns = p->panels * SD_PANEL;
+        p->rows = (size_t) p->taps * sd_align(w->c, SD_BF16_K);
+        p->matrix = p->columns;
+        p->size = p->matrix + p->rows * p->columns / 2;
+        return;
+    }
+
     p->matrix = sd_align(p->columns, SD_PANEL);
 
     if (w->kind == SD_WEIGHT_CONV && w->r == 3 && w->stride == 1
@@ -101,7 +112,7 @@ sd_cpu_weight_size(sd_device_t *dev, const sd_weight_t *w)
 {
     sd_packed_t  p;
 
-    sd_cpu_packed(w, &p);
+    sd_cpu_packed(dev, w, &p);
 
     return p.size * sizeof(float);
 }
@@ -136,7 +147,7 @@ sd_cpu_weight_pack(sd_device_t *dev, sd_weight_t *w, const float *data,
     float       *dst, *out;
     sd_packed_t  p;
 
-    sd_cpu_packed(w, &p);
+    sd_cpu_packed(dev, w, &p);
     out = w->data;
 
     if (w->kind == SD_WEIGHT_NORM) {
@@ -156,6 +167,11 @@ sd_cpu_weight_pack(sd_device_t *dev, sd_weight_t *w, const float *data,
     for (i = 0; i < (int) p.matrix; i++) {
         k = i < p.columns ? sd_output(w, i) : -1;
         out[i] = k >= 0 && bias != NULL ? bias[k] : 0;
+    }
+
+    if (p.bf16) {
+        sd_bf16_pack(w, &p, data);
+        return SD_OK;
     }
 
     if (p.winograd) {
@@ -236,6 +252,37 @@ sd_winograd_pack(const sd_weight_t *w, const sd_packed_t *p, const float *data)
                 }
 
                 dst += (size_t) p->columns * w->c;
+            }
+        }
+    }
+}
+
+
+/* the kernel's memory comes zeroed: what is padding stays as it is */
+
+static void
+sd_bf16_pack(const sd_weight_t *w, const sd_packed_t *p, const float *data)
+{
+    int         c, i, k, tap;
+    size_t      depth;
+    sd_bf16_t  *dst, *panel;
+
+    dst = (sd_bf16_t *) ((float *) w->data + p->matrix);
+    depth = sd_align(w->c, SD_BF16_K);
+
+    for (i = 0; i < p->columns; i++) {
+        k = sd_output(w, i);
+
+        if (k < 0) {
+            continue;
+        }
+
+        panel = dst + (size_t) (i / SD_PANEL) * p->rows * SD_PANEL;
+
+        for (tap = 0; tap < p->taps; tap++) {
+            for (c = 0; c < w->c; c++) {
+                panel[sd_bf16_at(tap * depth + c, i % SD_PANEL)] =
+                    sd_bf16(data[((size_t) k * w->c + c) * p->taps + tap]);
             }
         }
     }

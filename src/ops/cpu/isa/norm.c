@@ -215,7 +215,7 @@ sd_isa(sd_group_norm)(sd_context_t *cx, sd_tensor_t y,
         g.c[1] = d->x2.c;
     }
 
-    sd_cpu_packed(d->w, &p);
+    sd_cpu_packed(cx->device, d->w, &p);
 
     g.weight = d->w->data;
     g.gamma_at = p.columns;
@@ -308,7 +308,7 @@ sd_isa(sd_layer_norm)(sd_context_t *cx, sd_tensor_t y,
     }
 
     memset(&g, 0, sizeof(sd_norm_t));
-    sd_cpu_packed(d->w, &p);
+    sd_cpu_packed(cx->device, d->w, &p);
 
     g.x[0] = d->x.data;
     g.channels = y.c;

@@ -273,7 +273,7 @@ sd_isa(sd_linear)(sd_context_t *cx, sd_tensor_t y, const sd_linear_t *d)
 
     memset(&p, 0, sizeof(sd_product_t));
 
-    sd_cpu_packed(d->w, &p.packed);
+    sd_cpu_packed(cx->device, d->w, &p.packed);
 
     p.weight = d->w->data;
     p.x[0] = d->x.data;
@@ -296,7 +296,7 @@ sd_isa(sd_conv2d)(sd_context_t *cx, sd_tensor_t y, const sd_conv2d_t *d)
 
     memset(&p, 0, sizeof(sd_product_t));
 
-    sd_cpu_packed(d->w, &p.packed);
+    sd_cpu_packed(cx->device, d->w, &p.packed);
 
     if (p.packed.winograd) {
         return sd_isa(sd_winograd)(cx, y, d);

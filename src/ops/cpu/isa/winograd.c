@@ -419,7 +419,7 @@ sd_isa(sd_winograd)(sd_context_t *cx, sd_tensor_t y, const sd_conv2d_t *d)
         return cx->status;
     }
 
-    sd_cpu_packed(d->w, &p.packed);
+    sd_cpu_packed(cx->device, d->w, &p.packed);
 
     p.weight = d->w->data;
     p.x[0] = d->x.data;

@@ -1,0 +1,199 @@
+/*
+ * bf16 attention: as isa/attention.c, with both products in bf16; the maximum,
+ * exp and sums stay fp32.
+ */
+
+#include "bf16_isa.h"
+
+
+void
+sd_bf16_attend_pack(void *data, int task, char *scratch)
+{
+    int                i, j, n, head;
+    size_t             size;
+    sd_bf16_t         *k, *v;
+    const float       *src;
+    sd_bf16_attend_t  *a = data;
+
+    n = task / a->heads;
+    head = task % a->heads;
+    size = (size_t) a->lk * a->dk;
+
+    k = a->kpack + task * size;
+    v = a->vpack + task * size;
+
+    memset(k, 0, size * sizeof(sd_bf16_t));
+    memset(v, 0, size * sizeof(sd_bf16_t));
+
+    for (i = 0; i < a->k.w; i++) {
+
+        /* keys are columns, 32 of them a panel of depth dk */
+
+        src = (float *) a->k.data + ((size_t) n * a->k.w + i) * a->k.ld
+              + head * a->d;
+
+        for (j = 0; j < a->d; j++) {
+            k[(size_t) (i / SD_PANEL) * SD_PANEL * a->dk
+              + sd_bf16_at(j, i % SD_PANEL)] = sd_bf16(src[j]);
+        }
+
+        /* here they are the depth */
+
+        src = (float *) a->v.data + ((size_t) n * a->v.w + i) * a->v.ld
+              + head * a->d;
+
+        for (j = 0; j < a->d; j++) {
+            v[(size_t) (j / SD_PANEL) * SD_PANEL * a->lk
+              + sd_bf16_at(i, j % SD_PANEL)] = sd_bf16(src[j]);
+        }
+    }
+}
+
+
+void
+sd_bf16_attend(void *data, int task, char *scratch)
+{
+    int                i, j, n, m, head, first, queries, rows, from, keys;
+    int                padded, valid;
+    v16                s, max, sum, c, top;
+    float             *scores, *out, *row, *maxima, *sums, *dst;
+    float              old, new, factor;
+    size_t             size;
+    sd_bf16_t         *q, *weights, *w;
+    const float       *src;
+    const sd_bf16_t   *k, *v;
+    sd_bf16_attend_t  *a = data;
+
+    n = task / (a->heads * a->blocks);
+    head = task / a->blocks % a->heads;
+    first = task % a->blocks * SD_BF16_QUERIES;
+    queries = sd_min(SD_BF16_QUERIES, a->q.w - first);
+    rows = sd_align(queries, SD_PANEL);
+
+    m = a->kv_row != NULL ? a->kv_row[n] : n;
+    size = (size_t) a->lk * a->dk;
+    k = a->kpack + ((size_t) m * a->heads + head) * size;
+    v = a->vpack + ((size_t) m * a->heads + head) * size;
+
+    scores = (float *) scratch;
+    maxima = scores + SD_BF16_QUERIES * SD_BF16_KEYS;
+    sums = maxima + SD_BF16_QUERIES;
+    out = sums + SD_BF16_QUERIES * SD_LANES;
+    weights = (sd_bf16_t *) (out + (size_t) SD_BF16_QUERIES * a->dk);
+    q = weights + SD_BF16_QUERIES * SD_BF16_KEYS;
+
+    memset(q, 0, (size_t) rows * a->dk * sizeof(sd_bf16_t));
+    memset(weights, 0, rows * SD_BF16_KEYS * sizeof(sd_bf16_t));
+
+    for (i = 0; i < queries; i++) {
+        src = (float *) a->q.data
+              + ((size_t) n * a->q.w + first + i) * a->q.ld + head * a->d;
+
+        for (j = 0; j + SD_LANES <= a->d; j += SD_LANES) {
+            v_store_bf16(q + (size_t) i * a->dk + j, v_load(src + j));
+        }
+
+        for ( /* void */ ; j < a->d; j++) {
+            q[(size_t) i * a->dk + j] = sd_bf16(src[j]);
+        }
+    }
+
+    sd_bf16_enter(a->amx);
+
+    for (from = 0; from < a->k.w; from += SD_BF16_KEYS) {
+
+        if (a->causal && from > first + queries - 1) {
+            break;
+        }
+
+        keys = sd_min(SD_BF16_KEYS, a->k.w - from);
+        padded = sd_align(keys, SD_BF16_K);
+
+        for (j = 0; j < keys; j += SD_PANEL) {
+            sd_bf16_gemm(a->amx, scores + j, SD_BF16_KEYS, q, a->dk,
+                         k + (size_t) (from + j) * a->dk, rows, a->dk, 0, NULL);
+        }
+
+        for (i = 0; i < queries; i++) {
+            row = scores + i * SD_BF16_KEYS;
+            w = weights + i * SD_BF16_KEYS;
+
+            valid = a->causal ? sd_min(keys, first + i + 1 - from) : keys;
+
+            if (valid <= 0) {
+                memset(w, 0, padded * sizeof(sd_bf16_t));
+                continue;
+            }
+
+            /* what is beyond the last key weighs nothing */
+
+            for (j = valid; j < sd_align(valid, SD_LANES); j++) {
+                row[j] = -INFINITY;
+            }
+
+            max = v_load(row);
+
+            for (j = SD_LANES; j < valid; j += SD_LANES) {
+                max = v_max(max, v_load(row + j));
+            }
+
+            old = from ? maxima[i] : -INFINITY;
+            new = v_maximum(max) * a->scale;
+            new = new > old ? new : old;
+            maxima[i] = new;
+
+            top = v_set(-new);
+            c = v_set(a->scale);
+            sum = v_set(0);
+
+            for (j = 0; j < valid; j += SD_LANES) {
+                s = v_exp2_negative(v_fma(v_load(row + j), c, top));
+                v_store_bf16(w + j, s);
+                sum = v_add(sum, s);
+            }
+
+            for ( /* void */ ; j < padded; j++) {
+                w[j] = 0;
+            }
+
+            dst = sums + i * SD_LANES;
+
+            if (from == 0) {
+                v_store(dst, sum);
+                continue;
+            }
+
+            v_storen(&factor, v_exp2_negative(v_set(old - new)), 1);
+
+            v_store(dst, v_fma(v_load(dst), v_set(factor), sum));
+
+            if (factor == 1.0f) {
+                continue;
+            }
+
+            for (j = 0; j < a->dk; j += SD_LANES) {
+                dst = out + (size_t) i * a->dk + j;
+                v_store(dst, v_mul(v_load(dst), v_set(factor)));
+            }
+        }
+
+        for (j = 0; j < a->dk; j += SD_PANEL) {
+            sd_bf16_gemm(a->amx, out + j, a->dk, weights, SD_BF16_KEYS,
+                         v + (size_t) a->lk * j + (size_t) from * SD_PANEL,
+                         rows, padded, from != 0, NULL);
+        }
+    }
+
+    sd_bf16_leave(a->amx);
+
+    for (i = 0; i < queries; i++) {
+        dst = (float *) a->o.data
+              + ((size_t) n * a->q.w + first + i) * a->o.ld + head * a->d;
+        sum = v_set(v_sum(v_load(sums + i * SD_LANES)));
+
+        for (j = 0; j < a->d; j += SD_LANES) {
+            v_storex(dst + j, v_div(v_load(out + (size_t) i * a->dk + j), sum),
+                     a->d - j);
+        }
+    }
+}
