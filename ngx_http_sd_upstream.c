@@ -11,7 +11,8 @@
 #define NGX_HTTP_SD_ENDING_SIZE   65536     /* the longest ENDING we keep */
 
 #define NGX_HTTP_SD_EXPOSE                                                    \
-    "SD-Seed, SD-Steps, SD-Warning, X-Request-Id, Retry-After"
+    "SD-Seed, SD-Steps, SD-Model, SD-Warning, X-Request-Id, "                 \
+    "Retry-After"
 
 
 typedef struct {
