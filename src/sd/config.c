@@ -86,6 +86,15 @@ sd_config_refuse(sd_config_t *c, const char *key)
 }
 
 
+void
+sd_config_not_null(sd_config_t *c, const char *key)
+{
+    if (cJSON_IsNull(cJSON_GetObjectItemCaseSensitive(c->json, key))) {
+        sd_config_refuse(c, key);
+    }
+}
+
+
 static int
 sd_config_is_int(cJSON *item, int min, int max)
 {

@@ -64,6 +64,9 @@ typedef struct {
 
 void sd_config_only(sd_config_t *c, const sd_config_only_t *list);
 
+/* for keys where null means something else than the default */
+void sd_config_not_null(sd_config_t *c, const char *key);
+
 /* the error "FILE: "key": VALUE is not implemented" */
 void sd_config_refuse(sd_config_t *c, const char *key);
 /* ... with a reason in place of "is not implemented" */

@@ -67,6 +67,8 @@ sd_unet_config(sd_unet_t *u, const char *dir, sd_error_t *err)
     }
 
     sd_config_only(&c, sd_unet_only);
+    sd_config_not_null(&c, "mid_block_type");
+    sd_config_not_null(&c, "norm_num_groups");
     (void) sd_config_choice(&c, "act_fn", "silu", sd_unet_acts);
 
     u->in_channels = sd_config_int(&c, "in_channels", 4, 4, 4);

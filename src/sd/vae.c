@@ -28,7 +28,7 @@ static const sd_config_only_t  sd_vae_only[] = {
 int
 sd_vae_config(sd_vae_t *v, const char *dir, sd_error_t *err)
 {
-    int          i, size[2], types[SD_VAE_BLOCKS];
+    int          i, types[SD_VAE_BLOCKS];
     sd_config_t  c;
 
     memset(v, 0, sizeof(sd_vae_t));
@@ -54,9 +54,6 @@ sd_vae_config(sd_vae_t *v, const char *dir, sd_error_t *err)
                                          1e6);
     v->mid_attention = sd_config_bool(&c, "mid_block_add_attention", 1);
     v->post_quant = sd_config_bool(&c, "use_post_quant_conv", 1);
-
-    sd_config_ints(&c, "sample_size", 32, size, 2, 1, 65536);
-    v->sample_size = size[0];
 
     if (sd_config_number(&c, "shift_factor", 0, -1e6, 1e6) != 0) {
         sd_config_refuse(&c, "shift_factor");

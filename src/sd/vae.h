@@ -28,7 +28,6 @@ typedef struct {
     int                channels[SD_VAE_BLOCKS];
     int                layers;
     int                groups;
-    int                sample_size;         /* pixels */
     int                mid_attention;
     int                post_quant;
     double             scaling_factor;

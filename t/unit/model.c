@@ -120,6 +120,8 @@ test_configs(void)
         { U, "only_cross_attention", "[true,false]", "not implemented" },
         { U, "dual_cross_attention", "true", "not implemented" },
         { U, "mid_block_type", "\"UNetMidBlock2D\"", "not implemented" },
+        { U, "mid_block_type", "null", "not implemented" },
+        { U, "norm_num_groups", "null", "not implemented" },
         { U, "resnet_time_scale_shift", "\"scale_shift\"",
           "not implemented" },
         { U, "act_fn", "\"gelu\"", "not implemented" },
