@@ -18,8 +18,9 @@
 
 /* measured: code and small things that come with the first picture, and what a
  * thread touches of its stack and scratch */
-#define SD_CLI_CODE    (1280 * 1024)
-#define SD_CLI_THREAD  (1536 * 1024)
+#define SD_CLI_CODE         (1280 * 1024)
+#define SD_CLI_THREAD       (1536 * 1024)
+#define SD_CLI_THREAD_BF16  (512 * 1024)
 
 
 static const struct {
@@ -154,7 +155,9 @@ sd_cli_memory(sd_cli_memory_t *mem, sd_model_t *m, sd_device_t *dev,
                   ? CPU_COUNT(&set) : 1;
     }
 
-    mem->own = sd_cli_rss() + SD_CLI_CODE + threads * SD_CLI_THREAD;
+    mem->own = sd_cli_rss() + SD_CLI_CODE
+               + threads * (dev->precision == SD_PRECISION_BF16
+                            ? SD_CLI_THREAD_BF16 : SD_CLI_THREAD);
 
     if (sd_picture_create(&p, m, params, err) != SD_OK) {
         return SD_ERROR;
