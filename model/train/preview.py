@@ -42,6 +42,14 @@ def fit(vae, count):
     return dict(factors=rounded[:4], bias=rounded[4]), error
 
 
+def write(model, vae, count):
+    result, error = fit(vae, count)
+    with open(os.path.join(model, "latent_rgb.json"), "w") as f:
+        json.dump(result, f, indent=2)
+        f.write("\n")
+    return error
+
+
 if __name__ == "__main__":
     from diffusers import AutoencoderKL
 
@@ -52,8 +60,5 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     weights = AutoencoderKL.from_pretrained(args.model, subfolder="vae",
                                             torch_dtype=torch.float32)
-    result, rms = fit(weights.eval(), args.pictures)
-    with open(os.path.join(args.model, "latent_rgb.json"), "w") as f:
-        json.dump(result, f, indent=2)
-        f.write("\n")
-    print("rms error %.4f of a range of 2" % rms)
+    print("rms error %.4f of a range of 2"
+          % write(args.model, weights.eval(), args.pictures))
