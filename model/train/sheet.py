@@ -1,6 +1,6 @@
 """A sheet of 24 prompts, or of those given.
 
-    python sheet.py MODEL OUT.png [--seed 1] [PROMPT ...]
+    python sheet.py MODEL OUT.png [--seed 2] [PROMPT ...]
 """
 import argparse
 
@@ -40,7 +40,7 @@ if __name__ == "__main__":
     parser.add_argument("model")
     parser.add_argument("out")
     parser.add_argument("prompts", nargs="*", default=[])
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=2)
     parser.add_argument("--columns", type=int, default=6)
     parser.add_argument("--guidance", type=float, default=generate.GUIDANCE)
     parser.add_argument("--device", default="cpu")
