@@ -209,7 +209,7 @@ function addFrame(self, event) {
     frame.thumb.alt = "";
     frame.img.alt = frame.final ? self.request.prompt
                     : `${self.request.prompt}, after step ${frame.step}`;
-    frame.img.dataset.step = frame.step;
+    frame.img.dataset.step = frame.thumb.dataset.step = frame.step;
     frame.img.dataset.final = frame.final;
 
     self.frames.push(frame);
