@@ -23,7 +23,8 @@ sd_bf16_run(sd_context_t *cx, sd_bf16_product_t *p, const sd_weight_t *w,
     sd_tensor_t  rounded;
 
     p->in = x.n * x.h * x.w;
-    p->ld = sd_align(w->c, SD_BF16_K);
+    p->channels = sd_align(w->c, SD_BF16_K);
+    p->ld = p->channels + (p->channels % 512 ? 0 : SD_BF16_SKEW);
 
     rounded = sd_alloc_type(cx, SD_BF16, 1, 1, sd_align(p->in, SD_PANEL),
                             (int) p->ld);
@@ -133,6 +134,7 @@ sd_bf16_attention(sd_context_t *cx, sd_tensor_t o, const sd_attention_t *d)
     a.causal = d->causal;
     a.kv_row = d->kv_row;
     a.blocks = (d->q.w + SD_BF16_QUERIES - 1) / SD_BF16_QUERIES;
+    a.kblocks = (d->k.w + SD_BF16_KEYS - 1) / SD_BF16_KEYS;
 
     if (a.dk > 4096) {
         return sd_fail(cx->err, "attention: heads of %d are too wide", a.d);
@@ -151,8 +153,8 @@ sd_bf16_attention(sd_context_t *cx, sd_tensor_t o, const sd_attention_t *d)
     a.vpack = a.kpack + (size_t) d->k.n * d->heads * head;
     a.amx = ((sd_cpu_t *) cx->device->impl)->amx;
 
-    (void) (sd_pool_run(cx, sd_bf16_attend_pack, &a, d->k.n * d->heads)
-            == SD_OK
+    (void) (sd_pool_run(cx, sd_bf16_attend_pack, &a,
+                        d->k.n * d->heads * a.kblocks) == SD_OK
             && sd_pool_run(cx, sd_bf16_attend, &a,
                            d->q.n * a.heads * a.blocks) == SD_OK);
 

@@ -24,8 +24,9 @@
 #define SD_BF16_ROWS     256        /* of a task */
 #define SD_BF16_GROUP    20         /* panels of a task */
 #define SD_BF16_STEP     640        /* channels at a time */
-#define SD_BF16_QUERIES  96
-#define SD_BF16_KEYS     512
+#define SD_BF16_QUERIES  64
+#define SD_BF16_KEYS     256
+#define SD_BF16_SKEW     32         /* between rows, for the cache's sets */
 #define SD_BF16_CHUNK    64         /* rows that a task rounds */
 
 
@@ -36,7 +37,8 @@ typedef struct {
     const float      *src[2];
     int               c[2];
     sd_bf16_t        *x;            /* [rows][ld], rows padded */
-    size_t            ld;           /* channels, padded */
+    size_t            ld;           /* not a power of two, for the cache */
+    int               channels;     /* padded */
     int               in;           /* rows there are */
 
     int               sh, sw;       /* picture as stored, as the kernel sees */
@@ -64,6 +66,7 @@ typedef struct {
     int               causal;
     const int32_t    *kv_row;
     int               blocks;       /* of queries */
+    int               kblocks;      /* of keys */
     int               amx;
 } sd_bf16_attend_t;
 

@@ -410,6 +410,36 @@ v_maximum(v16 a)
 #endif
 
 
+/* the greatest of n floats, n > 0; what pads them to 16 counts too */
+
+sd_inline float
+v_greatest(const float *p, int n)
+{
+    int  i;
+    v16  a, b, c, d;
+
+    /* four chains, since one would wait for itself */
+
+    a = v_load(p);
+    b = a;
+    c = a;
+    d = a;
+
+    for (i = SD_LANES; i + 4 * SD_LANES <= n; i += 4 * SD_LANES) {
+        a = v_max(a, v_load(p + i));
+        b = v_max(b, v_load(p + i + SD_LANES));
+        c = v_max(c, v_load(p + i + 2 * SD_LANES));
+        d = v_max(d, v_load(p + i + 3 * SD_LANES));
+    }
+
+    for ( /* void */ ; i < n; i += SD_LANES) {
+        a = v_max(a, v_load(p + i));
+    }
+
+    return v_maximum(v_max(v_max(a, b), v_max(c, d)));
+}
+
+
 /*
  * exp(x): 2^k times a polynomial on |r| <= ln 2 / 2 (Cephes expf); zero below
  * -87.3, as exp(88.3) above that

@@ -6,29 +6,37 @@
 #include "bf16_isa.h"
 
 
+/* from row to row, apart in the cache's sets */
+#define SD_SCORES   (SD_BF16_KEYS + SD_LANES)
+#define SD_WEIGHTS  (SD_BF16_KEYS + SD_BF16_SKEW)
+
+
 void
 sd_bf16_attend_pack(void *data, int task, char *scratch)
 {
-    int                i, j, n, head;
+    int                i, j, n, head, from, last, end;
     size_t             size;
     sd_bf16_t         *k, *v;
     const float       *src;
     sd_bf16_attend_t  *a = data;
 
+    /* a block of keys of one sample and head */
+
+    from = task % a->kblocks * SD_BF16_KEYS;
+    task /= a->kblocks;
     n = task / a->heads;
     head = task % a->heads;
+    last = sd_min(from + SD_BF16_KEYS, a->k.w);
+    end = sd_align(last, SD_BF16_K);
     size = (size_t) a->lk * a->dk;
 
+    /* keys are columns, 32 of them a panel of depth dk */
+
     k = a->kpack + task * size;
-    v = a->vpack + task * size;
+    memset(k + (size_t) from * a->dk, 0,
+           (size_t) (end - from) * a->dk * sizeof(sd_bf16_t));
 
-    memset(k, 0, size * sizeof(sd_bf16_t));
-    memset(v, 0, size * sizeof(sd_bf16_t));
-
-    for (i = 0; i < a->k.w; i++) {
-
-        /* keys are columns, 32 of them a panel of depth dk */
-
+    for (i = from; i < last; i++) {
         src = (float *) a->k.data + ((size_t) n * a->k.w + i) * a->k.ld
               + head * a->d;
 
@@ -36,9 +44,18 @@ sd_bf16_attend_pack(void *data, int task, char *scratch)
             k[(size_t) (i / SD_PANEL) * SD_PANEL * a->dk
               + sd_bf16_at(j, i % SD_PANEL)] = sd_bf16(src[j]);
         }
+    }
 
-        /* here they are the depth */
+    /* with values they are the depth of panels of 32 of d */
 
+    v = a->vpack + task * size;
+
+    for (j = 0; j < a->dk; j += SD_PANEL) {
+        memset(v + (size_t) j * a->lk + (size_t) from * SD_PANEL, 0,
+               (size_t) (end - from) * SD_PANEL * sizeof(sd_bf16_t));
+    }
+
+    for (i = from; i < last; i++) {
         src = (float *) a->v.data + ((size_t) n * a->v.w + i) * a->v.ld
               + head * a->d;
 
@@ -55,7 +72,7 @@ sd_bf16_attend(void *data, int task, char *scratch)
 {
     int                i, j, n, m, head, first, queries, rows, from, keys;
     int                padded, valid;
-    v16                s, max, sum, c, top;
+    v16                s, sum, c, top;
     float             *scores, *out, *row, *maxima, *sums, *dst;
     float              old, new, factor;
     size_t             size;
@@ -76,14 +93,14 @@ sd_bf16_attend(void *data, int task, char *scratch)
     v = a->vpack + ((size_t) m * a->heads + head) * size;
 
     scores = (float *) scratch;
-    maxima = scores + SD_BF16_QUERIES * SD_BF16_KEYS;
+    maxima = scores + SD_BF16_QUERIES * SD_SCORES;
     sums = maxima + SD_BF16_QUERIES;
     out = sums + SD_BF16_QUERIES * SD_LANES;
     weights = (sd_bf16_t *) (out + (size_t) SD_BF16_QUERIES * a->dk);
-    q = weights + SD_BF16_QUERIES * SD_BF16_KEYS;
+    q = weights + SD_BF16_QUERIES * SD_WEIGHTS;
 
     memset(q, 0, (size_t) rows * a->dk * sizeof(sd_bf16_t));
-    memset(weights, 0, rows * SD_BF16_KEYS * sizeof(sd_bf16_t));
+    memset(weights, 0, rows * SD_WEIGHTS * sizeof(sd_bf16_t));
 
     for (i = 0; i < queries; i++) {
         src = (float *) a->q.data
@@ -110,13 +127,13 @@ sd_bf16_attend(void *data, int task, char *scratch)
         padded = sd_align(keys, SD_BF16_K);
 
         for (j = 0; j < keys; j += SD_PANEL) {
-            sd_bf16_gemm(a->amx, scores + j, SD_BF16_KEYS, q, a->dk,
+            sd_bf16_gemm(a->amx, scores + j, SD_SCORES, q, a->dk,
                          k + (size_t) (from + j) * a->dk, rows, a->dk, 0, NULL);
         }
 
         for (i = 0; i < queries; i++) {
-            row = scores + i * SD_BF16_KEYS;
-            w = weights + i * SD_BF16_KEYS;
+            row = scores + i * SD_SCORES;
+            w = weights + i * SD_WEIGHTS;
 
             valid = a->causal ? sd_min(keys, first + i + 1 - from) : keys;
 
@@ -131,14 +148,8 @@ sd_bf16_attend(void *data, int task, char *scratch)
                 row[j] = -INFINITY;
             }
 
-            max = v_load(row);
-
-            for (j = SD_LANES; j < valid; j += SD_LANES) {
-                max = v_max(max, v_load(row + j));
-            }
-
             old = from ? maxima[i] : -INFINITY;
-            new = v_maximum(max) * a->scale;
+            new = v_greatest(row, valid) * a->scale;
             new = new > old ? new : old;
             maxima[i] = new;
 
@@ -178,7 +189,7 @@ sd_bf16_attend(void *data, int task, char *scratch)
         }
 
         for (j = 0; j < a->dk; j += SD_PANEL) {
-            sd_bf16_gemm(a->amx, out + j, a->dk, weights, SD_BF16_KEYS,
+            sd_bf16_gemm(a->amx, out + j, a->dk, weights, SD_WEIGHTS,
                          v + (size_t) a->lk * j + (size_t) from * SD_PANEL,
                          rows, padded, from != 0, NULL);
         }

@@ -78,7 +78,7 @@ sd_bf16_gather(const sd_bf16_product_t *p, sd_bf16_t *dst, int row, int rows,
             memcpy(dst, p->x + at * p->ld + c0, c * sizeof(sd_bf16_t));
         }
 
-        dst += c;
+        dst += c + SD_BF16_SKEW;
 
         if (++x == p->ow) {
             x = 0;
@@ -90,7 +90,8 @@ sd_bf16_gather(const sd_bf16_product_t *p, sd_bf16_t *dst, int row, int rows,
         }
     }
 
-    memset(dst, 0, (sd_align(rows, SD_PANEL) - rows) * c * sizeof(sd_bf16_t));
+    memset(dst, 0, (sd_align(rows, SD_PANEL) - rows) * (c + SD_BF16_SKEW)
+                   * sizeof(sd_bf16_t));
 }
 
 
@@ -176,23 +177,24 @@ sd_bf16_product(void *data, int task, char *scratch)
     last = (task / p->blocks + 1) * p->panels / p->groups;
 
     sums = (float *) scratch;
-    ld = (last - first) * SD_PANEL;
-    gathered = (sd_bf16_t *) (sums + SD_BF16_ROWS * SD_BF16_GROUP * SD_PANEL);
+    ld = (last - first) * SD_PANEL + SD_LANES;
+    gathered = (sd_bf16_t *) (sums + SD_BF16_ROWS
+                                     * (SD_BF16_GROUP * SD_PANEL + SD_LANES));
 
-    depth = p->taps * p->ld;
+    depth = (size_t) p->taps * p->channels;
     at = 0;
     add = 0;
 
     sd_bf16_enter(p->amx);
 
     for (tap = 0; tap < p->taps; tap++) {
-        for (c0 = 0; c0 < (int) p->ld; c0 += c) {
-            c = sd_min((int) p->ld - c0, SD_BF16_STEP);
+        for (c0 = 0; c0 < p->channels; c0 += c) {
+            c = sd_min(p->channels - c0, SD_BF16_STEP);
 
             if (p->gather) {
                 sd_bf16_gather(p, gathered, row, rows, tap, c0, c);
                 a = gathered;
-                lda = c;
+                lda = c + SD_BF16_SKEW;
 
             } else {
                 a = p->x + row * p->ld + c0;

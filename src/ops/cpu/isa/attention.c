@@ -17,6 +17,7 @@
 
 #define SD_QUERIES  96
 #define SD_KEYS     512
+#define SD_LD       (SD_KEYS + SD_LANES)    /* rows apart in the cache's sets */
 
 
 typedef struct {
@@ -30,6 +31,7 @@ typedef struct {
     int              causal;
     const int32_t   *kv_row;
     int              blocks;        /* of queries */
+    int              kblocks;       /* of keys */
 } sd_attend_t;
 
 
@@ -51,51 +53,45 @@ sd_attend_width(int columns)
 }
 
 
+/* a block of keys of one sample and head */
+
 static void
 sd_attend_pack(void *data, int task, char *scratch)
 {
-    int           i, j, n, head, lk, panel, columns;
+    int           i, j, n, head, lk, from, last, columns;
     float        *dst;
-    size_t        at;
     const float  *src;
     sd_attend_t  *a = data;
 
+    from = task % a->kblocks * SD_KEYS;
+    task /= a->kblocks;
     n = task / a->heads;
     head = task % a->heads;
     lk = a->k.w;
+    last = sd_min(from + SD_KEYS, lk);
 
-    dst = a->kpack + task * a->ksize;
+    dst = a->kpack + task * a->ksize + (size_t) from * a->d;
+    src = (float *) a->k.data + ((size_t) n * lk + from) * a->k.ld
+          + head * a->d;
 
-    for (panel = 0; panel < a->kpanels; panel++) {
-        for (j = 0; j < SD_PANEL; j++) {
-            at = panel * SD_PANEL + j;
-
-            if (at >= (size_t) lk) {
-                for (i = 0; i < a->d; i++) {
-                    dst[i * SD_PANEL + j] = 0;
-                }
-
-                continue;
-            }
-
-            src = (float *) a->k.data + ((size_t) n * lk + at) * a->k.ld
-                  + head * a->d;
-
-            for (i = 0; i < a->d; i++) {
-                dst[i * SD_PANEL + j] = src[i];
-            }
+    for (j = from; j < sd_align(last, SD_PANEL); j++) {
+        for (i = 0; i < a->d; i++) {
+            dst[i * SD_PANEL] = j < last ? src[i] : 0;
         }
 
-        dst += a->d * SD_PANEL;
+        src += j < last ? a->k.ld : 0;
+        dst += (j + 1) % SD_PANEL ? 1 : (a->d - 1) * SD_PANEL + 1;
     }
-
-    dst = a->vpack + task * a->vsize;
 
     for (i = 0; i < a->dcolumns; i += columns) {
         columns = sd_attend_width(a->dcolumns - i);
-        src = (float *) a->v.data + (size_t) n * lk * a->v.ld + head * a->d + i;
 
-        for (j = 0; j < lk; j++) {
+        dst = a->vpack + task * a->vsize + (size_t) i * lk
+              + (size_t) from * columns;
+        src = (float *) a->v.data + ((size_t) n * lk + from) * a->v.ld
+              + head * a->d + i;
+
+        for (j = from; j < last; j++) {
             memset(dst, 0, columns * sizeof(float));
             memcpy(dst, src, sd_min(columns, a->d - i) * sizeof(float));
 
@@ -110,7 +106,7 @@ static void
 sd_attend_task(void *data, int task, char *scratch)
 {
     int           i, j, n, m, head, first, queries, keys, from, valid, columns;
-    v16           s, max, sum, c, top;
+    v16           s, sum, c, top;
     float        *scores, *out, *row, *maxima, *sums, old, new, factor;
     float        *dst;
     const float  *q, *kp, *vp;
@@ -124,7 +120,7 @@ sd_attend_task(void *data, int task, char *scratch)
     m = a->kv_row != NULL ? a->kv_row[n] : n;
 
     scores = (float *) scratch;
-    maxima = scores + SD_QUERIES * SD_KEYS;
+    maxima = scores + SD_QUERIES * SD_LD;
     sums = maxima + SD_QUERIES;
     out = sums + SD_QUERIES * SD_LANES;
 
@@ -143,13 +139,13 @@ sd_attend_task(void *data, int task, char *scratch)
         keys = sd_min(SD_KEYS, a->k.w - from);
 
         for (j = 0; j < keys; j += SD_PANEL) {
-            sd_isa(sd_gemm)(scores + j, SD_KEYS, q, a->q.ld,
+            sd_isa(sd_gemm)(scores + j, SD_LD, q, a->q.ld,
                             kp + (size_t) (from + j) * a->d, SD_PANEL, queries,
                             a->d, 0, NULL, 0);
         }
 
         for (i = 0; i < queries; i++) {
-            row = scores + i * SD_KEYS;
+            row = scores + i * SD_LD;
 
             valid = keys;
 
@@ -168,16 +164,10 @@ sd_attend_task(void *data, int task, char *scratch)
                 row[j] = -INFINITY;
             }
 
-            max = v_load(row);
-
-            for (j = SD_LANES; j < valid; j += SD_LANES) {
-                max = v_max(max, v_load(row + j));
-            }
-
             /* in the scale of the exponents of two; the scale is positive */
 
             old = from ? maxima[i] : -INFINITY;
-            new = v_maximum(max) * a->scale;
+            new = v_greatest(row, valid) * a->scale;
             new = new > old ? new : old;
             maxima[i] = new;
 
@@ -219,7 +209,7 @@ sd_attend_task(void *data, int task, char *scratch)
         for (j = 0; j < a->dcolumns; j += columns) {
             columns = sd_attend_width(a->dcolumns - j);
 
-            sd_isa(sd_gemm)(out + j, a->dcolumns, scores, SD_KEYS,
+            sd_isa(sd_gemm)(out + j, a->dcolumns, scores, SD_LD,
                             vp + (size_t) a->k.w * j + (size_t) from * columns,
                             columns, queries, keys, from != 0, NULL, 0);
         }
@@ -262,8 +252,9 @@ sd_isa(sd_attention)(sd_context_t *cx, sd_tensor_t o, const sd_attention_t *d)
     a.ksize = (size_t) a.kpanels * SD_PANEL * a.d;
     a.vsize = (size_t) d->k.w * a.dcolumns;
     a.blocks = (d->q.w + SD_QUERIES - 1) / SD_QUERIES;
+    a.kblocks = (d->k.w + SD_KEYS - 1) / SD_KEYS;
 
-    if ((SD_QUERIES * (SD_KEYS + 1 + SD_LANES + (size_t) a.dcolumns)) * sizeof(float)
+    if ((SD_QUERIES * (SD_LD + 1 + SD_LANES + (size_t) a.dcolumns)) * sizeof(float)
         > SD_SCRATCH)
     {
         return sd_fail(cx->err, "attention: heads of %d are too wide", a.d);
@@ -282,7 +273,8 @@ sd_isa(sd_attention)(sd_context_t *cx, sd_tensor_t o, const sd_attention_t *d)
     a.kpack = pack.data;
     a.vpack = a.kpack + heads * a.ksize;
 
-    (void) (sd_pool_run(cx, sd_attend_pack, &a, (int) heads) == SD_OK
+    (void) (sd_pool_run(cx, sd_attend_pack, &a, (int) heads * a.kblocks)
+            == SD_OK
             && sd_pool_run(cx, sd_attend_task, &a,
                            d->q.n * a.heads * a.blocks) == SD_OK);
 
