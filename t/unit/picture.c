@@ -13,6 +13,7 @@
 #include "tap.h"
 
 
+#define TINY    "t/golden/models/sd15"
 #define WIDTH   72
 #define HEIGHT  104
 #define STEPS   6
@@ -39,16 +40,21 @@ static const sd_params_t  defaults = {
 
 
 static int
-host_open(host_t *h, int threads)
+host_open(host_t *h, const char *model, int threads, const char *isa)
 {
     size_t      step, prompt, decode;
     sd_error_t  err = { 0 };
 
     memset(h, 0, sizeof(host_t));
 
-    if (sd_device_open(&h->dev, "cpu", threads, SD_PRECISION_EXACT, NULL, &err)
-        != SD_OK
-        || sd_model_open(&h->m, "t/golden/models/sd15", h->dev, &err) != SD_OK
+    if (sd_device_open(&h->dev, "cpu", threads, SD_PRECISION_EXACT, isa, &err)
+        != SD_OK)
+    {
+        printf("# %s\n", err.message);
+        return 0;
+    }
+
+    if (sd_model_open(&h->m, model, h->dev, &err) != SD_OK
         || sd_model_load(h->m, h->dev, NULL, NULL, NULL, &err) != SD_OK
         || sd_model_plan(h->m, h->dev, WIDTH, HEIGHT, &step, &prompt, &decode,
                          &err) != SD_OK)
@@ -62,7 +68,8 @@ host_open(host_t *h, int threads)
     /* exactly what was planned: a byte more would be an error */
 
     return ok(sd_context_init(&h->cx, h->dev, 0, step, &err) == SD_OK,
-              "%d threads, an arena of %zu bytes", threads, step);
+              "%s, %d threads, %s, an arena of %zu bytes", model, threads,
+              h->dev->isa, step);
 }
 
 
@@ -383,6 +390,63 @@ test_refused(host_t *h)
 }
 
 
+/*
+ * the embedded model, which is large enough for every algorithm that the
+ * backend has: machines that share a numerics id share their bytes
+ */
+
+static void
+test_machines(void)
+{
+    static const struct {
+        const char  *isa;
+        int          threads;
+    } tests[] = {
+        { "avx512", 2 }, { "avx512", 1 }, { "avx2", 3 }, { "avx2", 1 },
+        { "baseline", 2 }, { "baseline", 3 }
+    };
+
+    char           first[96];
+    host_t         h;
+    size_t         i;
+    sd_buf_t       before = { 0 }, state = { 0 };
+    sd_error_t     err = { 0 };
+    sd_picture_t  *p;
+
+    first[0] = '\0';
+
+    for (i = 0; i < sizeof(tests) / sizeof(tests[0]); i++) {
+        if (!host_open(&h, "model", tests[i].threads, tests[i].isa)) {
+            host_close(&h);
+            continue;
+        }
+
+        p = begin(&h, &defaults);
+
+        if (p && advance(&h, p, 2, 0)
+            && ok(sd_picture_state(p, &state, &err) == SD_OK, "two steps"))
+        {
+            if (strcmp(h.dev->numerics, first) == 0) {
+                ok(state.len == before.len
+                   && memcmp(state.data, before.data, state.len) == 0,
+                   "%s, %d threads: the same bytes by %s", tests[i].isa,
+                   tests[i].threads, first);
+            }
+
+            snprintf(first, sizeof(first), "%s", h.dev->numerics);
+            sd_buf_free(&before);
+            before = state;
+            memset(&state, 0, sizeof(state));
+        }
+
+        sd_picture_destroy(p);
+        host_close(&h);
+    }
+
+    sd_buf_free(&before);
+}
+
+
 int
 main(void)
 {
@@ -391,7 +455,7 @@ main(void)
     uint8_t      whole[BYTES], euler[BYTES], rgb[BYTES];
     sd_params_t  p;
 
-    if (host_open(&h, 2)) {
+    if (host_open(&h, TINY, 2, NULL)) {
         paint(&h, &defaults, 0, whole);
         ok(!flat(whole), "there is something to see");
         paint(&h, &defaults, 0, rgb);
@@ -425,13 +489,15 @@ main(void)
     host_close(&h);
 
     for (i = 1; i <= 5; i += 4) {
-        if (host_open(&h, i)) {
+        if (host_open(&h, TINY, i, NULL)) {
             paint(&h, &defaults, 0, rgb);
             ok(memcmp(rgb, whole, BYTES) == 0, "the same on %d threads", i);
         }
 
         host_close(&h);
     }
+
+    test_machines();
 
     return done();
 }
