@@ -8,7 +8,7 @@ WARN      := -Wall -Wextra -Werror -Wno-unused-parameter \
              -Wpointer-arith -Wstrict-prototypes -Wvla
 CFLAGS    += -std=gnu11 $(OPT) -fPIC -fvisibility=hidden -pthread \
              -ffp-contract=off $(WARN)
-LDLIBS    += -lturbojpeg -lpng -lcjson -lpcre2-8 -lutf8proc -lm -pthread
+LDLIBS    += -lturbojpeg -lpng -lcjson -lutf8proc -lm -pthread
 
 # where Debian's nginx-dev keeps what a module needs
 NGINX     ?= /usr/sbin/nginx
@@ -201,6 +201,9 @@ $(VENV)/golden: t/golden/requirements.txt
 .PHONY: golden
 golden: $(VENV)/golden
 	$(VENV)/bin/python t/golden/make.py
+	$(VENV)/bin/python t/golden/samplers.py t/golden/samplers.json
+	$(VENV)/bin/python t/golden/tokenizer.py model/tokenizer \
+	    t/golden/tokenizer.txt
 
 .PHONY: bench
 bench: all
