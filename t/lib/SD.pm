@@ -15,6 +15,7 @@ use warnings;
 use strict;
 
 use Cwd qw/ abs_path /;
+use Digest::MD5 qw/ md5_hex /;
 use File::Basename qw/ dirname /;
 use File::Temp qw/ tempdir /;
 use IO::Socket::INET;
@@ -26,7 +27,8 @@ use Time::HiRes qw/ time /;
 use SD::Stream;
 
 use parent 'Exporter';
-our @EXPORT = qw/ wait_for slurp json_decode json_encode picture_size /;
+our @EXPORT = qw/ wait_for slurp json_decode json_encode picture_size
+                  same differ /;
 
 our $TOP = abs_path(dirname(__FILE__) . '/../..');
 our $BUILD = abs_path($ENV{SD_BUILD} // "$TOP/build");
@@ -45,6 +47,30 @@ sub slurp {
     open my $f, '<:raw', $path or return '';
     local $/;
     return scalar <$f> // '';
+}
+
+
+# is() and isnt() for bytes that nobody wants to see on a terminal
+
+sub summary {
+    my ($data) = @_;
+
+    return defined $data ? length($data) . ' bytes ' . md5_hex($data)
+                         : 'nothing';
+}
+
+sub same {
+    my ($got, $expected, $name) = @_;
+
+    local $Test::Builder::Level = $Test::Builder::Level + 1;
+    is(summary($got), summary($expected), $name);
+}
+
+sub differ {
+    my ($got, $expected, $name) = @_;
+
+    local $Test::Builder::Level = $Test::Builder::Level + 1;
+    isnt(summary($got), summary($expected), $name);
 }
 
 
@@ -253,7 +279,14 @@ sub start {
 
     return $self if defined $o{ready} && !$o{ready};
 
-    wait_for { $self->get('/ping')->status() == 200 } 120
+    my $status;
+
+    wait_for {
+        $status = $self->get('/ping');
+        $status->status() == 200 || $status->body() =~ /"failed"/;
+    } 120;
+
+    $status->status() == 200
         or die "the model does not become ready: "
                . $self->get('/status')->body() . $self->log() . "\n";
 
@@ -299,9 +332,11 @@ sub workers {
 
     my $pid = $self->{pid};
 
-    return sort { $a <=> $b }
-           map { m{/proc/(\d+)/} ? $1 : () }
-           grep { slurp($_) =~ /^\d+ \(.*?\) [^Z] $pid / } glob '/proc/*/stat';
+    my @pids = map { m{/proc/(\d+)/} ? $1 : () }
+               grep { slurp($_) =~ /^\d+ \(.*?\) [^Z] $pid / }
+               glob '/proc/*/stat';
+
+    return @pids;
 }
 
 

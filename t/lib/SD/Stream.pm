@@ -154,18 +154,12 @@ sub more {
         $self->{body} .= substr($self->{in}, 0, $n, '');
         substr($self->{in}, 0, 2, '');
 
-        if ($n == 0) {
-            $self->{complete} = 1;
-            return 0;
-        }
+        return $self->finish() if $n == 0;
 
         return 1;
     }
 
-    if (defined $self->{left} && $self->{left} == 0) {
-        $self->{complete} = 1;
-        return 0;
-    }
+    return $self->finish() if defined $self->{left} && $self->{left} == 0;
 
     if ($self->{in} eq '' && !$self->fill()) {
         $self->{complete} = 1 unless defined $self->{left};
@@ -176,9 +170,21 @@ sub more {
     $self->{body} .= $self->{in};
     $self->{in} = '';
 
-    $self->{complete} = 1 if defined $self->{left} && $self->{left} == 0;
+    $self->finish() if defined $self->{left} && $self->{left} == 0;
 
     return 1;
+}
+
+
+# all is there; closing at once, or nginx would linger for us
+
+sub finish {
+    my ($self) = @_;
+
+    $self->{complete} = 1;
+    $self->close();
+
+    return 0;
 }
 
 
@@ -229,12 +235,13 @@ sub part {
         return if $self->{closed} = defined $1;
     }
 
-    while ($self->{body} !~ /\r\n\r\n/) {
+    my ($end, %h);
+
+    while (($end = index $self->{body}, "\r\n\r\n") == -1) {
         $self->more() or return;
     }
 
-    my $end = $+[0];
-    my %h;
+    $end += 4;
 
     for (split /\r\n/, substr($self->{body}, 0, $end)) {
         $h{lc $1} = $2 if /^([^:]+):\s*(.*)$/;
@@ -248,7 +255,7 @@ sub part {
     my $tail = "\r\n--$b";
 
     while (length $self->{body} < $end + $n + length($tail) + 2
-           || substr($self->{body}, $end + $n + length($tail)) =~ /^--.?$/s)
+           || substr($self->{body}, $end + $n + length($tail)) =~ /^--.?\z/s)
     {
         $self->more() or return;
     }
