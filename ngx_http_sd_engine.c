@@ -50,7 +50,7 @@ static ngx_uint_t ngx_http_sd_alone(ngx_http_sd_engine_t *e);
 
 /* auto is the best that there is, which is one so far */
 
-static const char  *ngx_http_sd_devices[] = { "cpu", "cpu" };
+static const char  *ngx_http_sd_devices[] = { "auto", "cpu" };
 
 /* the engine of this process, for exit_process */
 

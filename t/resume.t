@@ -36,6 +36,21 @@ sub final {
 }
 
 
+# the state after each step
+
+sub states {
+    my ($body) = @_;
+
+    my $all = json_decode($t->post('/generate', {
+        %$body, format => 'json', latent => 'all', preview_every => 1
+    })->body());
+
+    return map { $_->{step} => decode_base64($_->{latents}) }
+           @{$all->{previews}}, { %{$all->{images}[0]},
+                                  step => $body->{steps} };
+}
+
+
 for my $sampler (qw/ ddim euler /) {
 
     my $steps = 6;
@@ -72,15 +87,10 @@ for my $sampler (qw/ ddim euler /) {
     same($by_image{0}, $finals[0], "$sampler: the first as alone");
     same($by_image{1}, $png, "$sampler: the second as alone");
 
-    # from each step
+    # from each step; a format that collects, since a stream may leave out
+    # previews that a newer one has overtaken
 
-    my %latent;
-
-    for ($t->post('/generate', { %small, latent => 'all' },
-                  Accept => $mixed)->parts())
-    {
-        $latent{$_->{step}} = $_->{body} if $_->{event} eq 'latent';
-    }
+    my %latent = states({ %small });
 
     for my $step (1 .. $steps) {
         ok($latent{$step}, "$sampler: a latent of step $step") or next;
@@ -97,10 +107,8 @@ for my $sampler (qw/ ddim euler /) {
 
         # and from a state that a resumed run gave
 
-        my ($next) = grep { $_->{event} eq 'latent' && $_->{step} == $step + 1 }
-                     $t->post('/generate', { %resume, format => 'multipart',
-                                             latent => 'all' })->parts();
-        same($next->{body}, $latent{$step + 1},
+        my %next = states({ %resume });
+        same($next{$step + 1}, $latent{$step + 1},
             "$sampler: step @{[ $step + 1 ]} from step $step is the same");
     }
 
