@@ -206,7 +206,7 @@ golden: $(VENV)/golden
 	    t/golden/tokenizer.txt
 
 .PHONY: bench
-bench: all
+bench: all $(BUILD)/bench/ops
 	bench/run
 
 
