@@ -53,7 +53,7 @@ const sd_field_t  sd_fields[SD_FIELDS] = {
 
     [SD_FIELD_SAMPLER] =
     { "sampler", NULL, SD_TYPE_STRING, 1, 32, "the model's",
-      "`ddim` or `euler`." },
+      "`ddim`, `euler` or `euler_a`." },
 
     [SD_FIELD_FORMAT] =
     { "format", NULL, SD_TYPE_STRING, 1, 64, "by `Accept`",
