@@ -216,6 +216,7 @@ bench: all $(BUILD)/bench/ops
 demo:
 	@SD_START=$$(date +%s) && export SD_START \
 	&& $(MAKE) --no-print-directory deps \
+	&& conf/demo prepare $(BUILD) $(PORT) \
 	&& $(MAKE) --no-print-directory -j$$(nproc) all \
 	&& conf/demo start $(BUILD) $(PORT) $(NGINX) \
 	&& perl -It/lib t/demo.pl http://127.0.0.1:$(PORT) $(BUILD)/demo
