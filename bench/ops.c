@@ -5,8 +5,9 @@
  *
  *     ops [-t threads] [-i isa] [-b] [-c] [-n rounds] [filter]
  *
- * -b: bf16.  -c: processor time by threads, for a busy machine.  A row is timed -n times, with the peak measured in between; the
- * least of both counts, since other work on the machine only adds.
+ * -b: bf16.  -c: processor time by threads, for a busy machine.  A row is timed
+ * -n times, with the peak measured in between; the best of both counts, since
+ * other work on the machine only takes away.
  */
 
 #define _GNU_SOURCE
@@ -189,6 +190,21 @@ peak(sd_context_t *cx, int threads)
     int     i;
     double  t, best;
     peak_t  p = { sd_cpu_kernels(cx->device), 0 };
+
+    /* by processor time: of this thread, as many times */
+
+    if (source != CLOCK_MONOTONIC) {
+        best = 0;
+
+        for (i = 0; i < 3; i++) {
+            t = now();
+            peak_task(&p, 0, NULL);
+            t = p.flops / (now() - t);
+            best = t > best ? t : best;
+        }
+
+        return best;
+    }
 
     best = 0;
 

@@ -380,11 +380,13 @@ sd_weight_check(const sd_weight_t *w, sd_error_t *err)
         }
 
         if (w->stride != 1 && w->stride != 2) {
-            return sd_fail(err, "conv weight: no stride of %d", (int) w->stride);
+            return sd_fail(err, "conv weight: no stride of %d",
+                           (int) w->stride);
         }
 
         if (w->upsample && (w->stride != 1 || w->r != 3)) {
-            return sd_fail(err, "conv weight: upsample goes with 3x3, stride 1");
+            return sd_fail(err, "conv weight: upsample goes with 3x3 and "
+                           "stride 1");
         }
     }
 

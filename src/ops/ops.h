@@ -64,7 +64,7 @@ typedef struct {
     int                k, c, r;
     unsigned           stride:2;     /* conv: as it will be used */
     unsigned           upsample:1;   /* conv: nearest x2 before it */
-    unsigned           geglu:1;      /* linear: k = 2 x inner, value then gate */
+    unsigned           geglu:1;      /* linear: k = 2 x inner, value, gate */
     unsigned           has_bias:1;
     int                hint;         /* conv: pixels a picture at the model's
                                         default size; a hint for the choice of

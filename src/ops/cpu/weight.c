@@ -15,7 +15,7 @@
  * times as big, take longer to read than the products to compute.  See
  * isa/winograd.c for the points.
  *
- *     bias [columns] | position 0: panel 0 [c][32], panel 1 ... | position 1 ...
+ *     bias [columns] | position 0: panel 0 [c][32] | panel 1 ... | position 1
  */
 
 #include <stdlib.h>
@@ -26,7 +26,7 @@
 
 #define SD_WINOGRAD_PIXELS    64        /* more than that */
 #define SD_WINOGRAD_CHANNELS  32        /* at least */
-#define SD_WINOGRAD_MOST      16384     /* c + k: scratch must hold some tiles */
+#define SD_WINOGRAD_MOST      16384     /* c + k, as scratch holds some tiles */
 
 
 /* G, for the points 0, 1, -1, 1/2, -2, infinity; and 0, 1, -1, 2, -2 */

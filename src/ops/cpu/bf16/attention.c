@@ -1,6 +1,7 @@
 /*
  * bf16 attention: as isa/attention.c, with both products in bf16; the maximum,
- * exp and sums stay fp32.
+ * exp and sums stay fp32.  Floor: exp, about ten cycles for sixteen; heads of
+ * 40 at 64x64 take two and a half times that in all.
  */
 
 #include "bf16_isa.h"

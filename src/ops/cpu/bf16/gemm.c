@@ -3,7 +3,9 @@
  *
  * AMX: 32 x 32 sums in four tiles, two tiles of a and two of b a step of 32.
  * Floor: four TDPBF16PS of 16 cycles a step, in which 4 kB have to arrive from
- * the caches.  AVX512_BF16: 8 x 32 sums, pairs of k by vdpbf16ps.
+ * the caches; that is 13 TFLOP/s on two threads, and 2.0 to 2.3 are reached:
+ * rows come from the second-level cache.  AVX512_BF16: 8 x 32 sums, pairs of k
+ * by vdpbf16ps.
  */
 
 #include "bf16_isa.h"

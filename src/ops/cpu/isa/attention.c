@@ -10,6 +10,10 @@
  *
  * Blocks of keys are always SD_KEYS long and in order, so sums do not depend on
  * anything but the shape.
+ *
+ * Floor: FMA units, and sixteen exps in about ten of their cycles.  Heads of 40
+ * at 64x64 reach 0.67 of the FMA peak, heads of 80 0.73, of 512 0.76; what is
+ * missing is mostly exp.
  */
 
 #include "isa.h"
@@ -254,8 +258,8 @@ sd_isa(sd_attention)(sd_context_t *cx, sd_tensor_t o, const sd_attention_t *d)
     a.blocks = (d->q.w + SD_QUERIES - 1) / SD_QUERIES;
     a.kblocks = (d->k.w + SD_KEYS - 1) / SD_KEYS;
 
-    if ((SD_QUERIES * (SD_LD + 1 + SD_LANES + (size_t) a.dcolumns)) * sizeof(float)
-        > SD_SCRATCH)
+    if (SD_QUERIES * (SD_LD + 1 + SD_LANES + (size_t) a.dcolumns)
+        * sizeof(float) > SD_SCRATCH)
     {
         return sd_fail(cx->err, "attention: heads of %d are too wide", a.d);
     }

@@ -49,9 +49,9 @@
 
 /*
  * c += a b, or c = a b where add is zero
- * a: [m, k], lda; b: [k, columns] packed, columns 16, 32 or 48; c: [m, columns],
- * ldc.  Sums over k in order, for any m.  ahead: bytes that will be wanted next,
- * fetched into the cache meanwhile, or NULL
+ * a: [m, k], lda; b: [k, columns] packed, columns 16, 32 or 48;
+ * c: [m, columns], ldc.  Sums over k in order, for any m.  ahead: bytes that
+ * will be wanted next, fetched into the cache meanwhile, or NULL
  */
 void sd_isa(sd_gemm)(float *c, size_t ldc, const float *a, size_t lda,
     const float *b, int columns, int m, int k, int add, const void *ahead,

