@@ -44,7 +44,7 @@ if __name__ == "__main__":
     parser.add_argument("--columns", type=int, default=6)
     parser.add_argument("--guidance", type=float, default=generate.GUIDANCE)
     parser.add_argument("--device", default="cpu")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     prompts = args.prompts or PROMPTS
     images = generate.pictures(
         generate.load(args.model, args.device), prompts,
