@@ -782,6 +782,13 @@ test_context(sd_device_t *dev, sd_device_t *planner)
        && strstr(err.message, "30 channels in 4 heads"),
        "attention: heads are checked");
 
+    sd_context_reset(&cx, &err, NULL);
+    a = sd_alloc(&cx, 1, 1, 256 * 256, 512);
+    c = sd_alloc(&cx, 1, 1, 256 * 256, 512);
+    ok(sd_attention(&cx, c, &(sd_attention_t) { .q = a, .k = a, .v = a,
+                                                .heads = 1, .scale = 1 })
+       == SD_OK, "attention over a picture of 2048x2048");
+
     sd_context_free(&cx);
 
     ok(sd_context_init(&cx, planner, 0, 1, &err) == SD_ERROR,

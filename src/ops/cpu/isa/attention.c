@@ -266,8 +266,8 @@ sd_isa(sd_attention)(sd_context_t *cx, sd_tensor_t o, const sd_attention_t *d)
 
     heads = (size_t) d->k.n * d->heads;
 
-    pack = sd_alloc_type(cx, SD_F32, d->k.n, d->heads, 1,
-                         (int) (a.ksize + a.vsize));
+    pack = sd_alloc_type(cx, SD_F32, d->k.n, d->heads, a.kpanels * SD_PANEL,
+                         a.d + a.dcolumns);
 
     if (cx->plan || cx->status != SD_OK) {
         sd_free(cx, &pack);
