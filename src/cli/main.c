@@ -10,7 +10,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/resource.h>
 #include <unistd.h>
 
 #include "cli.h"
@@ -132,14 +131,31 @@ sd_cli_precision(const char *arg, sd_precision_t *precision)
 }
 
 
+/* not getrusage(): its maximum is that of before exec(), too */
+
 size_t
 sd_cli_rss(void)
 {
-    struct rusage  usage;
+    FILE           *f;
+    char            line[256];
+    unsigned long   kb;
 
-    getrusage(RUSAGE_SELF, &usage);
+    kb = 0;
+    f = fopen("/proc/self/status", "re");
 
-    return (size_t) usage.ru_maxrss * 1024;
+    if (f == NULL) {
+        return 0;
+    }
+
+    while (fgets(line, sizeof(line), f) != NULL) {
+        if (sscanf(line, "VmHWM: %lu", &kb) == 1) {
+            break;
+        }
+    }
+
+    fclose(f);
+
+    return (size_t) kb * 1024;
 }
 
 
