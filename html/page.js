@@ -686,9 +686,14 @@ async function status(first) {
                                 waiting: "loading the model" }[state]
                               ?? state ?? "";
 
-    if (first && model?.width) {
-        form.elements.width.value = model.width;
-        form.elements.height.value = model.height;
+    /* what somebody has typed in the meantime stays */
+
+    for (const side of first && model?.width ? ["width", "height"] : []) {
+        const field = form.elements[side];
+
+        if (field.value == field.defaultValue) {
+            field.value = model[side];
+        }
     }
 
     if (state == "loading" || state == "waiting") {
