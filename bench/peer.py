@@ -27,7 +27,7 @@ import modules
 
 
 class Torch:
-    """Channels last, which is the faster layout here in both precisions."""
+    """Channels last, the layout that its convolutions on CPUs prefer."""
 
     def __init__(self, precision, model, threads, ir):
         torch.set_num_threads(threads)

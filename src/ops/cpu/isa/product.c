@@ -9,7 +9,7 @@
  * one copy for a whole group of panels.
  *
  * Floor: FMA units, which the tile product keeps 0.88 busy from the caches.
- * Linear: 0.8 to 0.9 of the FMA peak, lowest where k is 320 and reading and
+ * Linear: 0.73 to 0.9 of the FMA peak, lowest where k is 320 and reading and
  * writing rows shows; 3x3 at 8x8, where weights come from memory: 0.85.
  */
 
