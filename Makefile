@@ -8,7 +8,7 @@ WARN      := -Wall -Wextra -Werror -Wno-unused-parameter \
              -Wpointer-arith -Wstrict-prototypes -Wvla
 CFLAGS    += -std=gnu11 $(OPT) -fPIC -fvisibility=hidden -pthread \
              -ffp-contract=off $(WARN)
-LDLIBS    += -lturbojpeg -lpng -lcjson -lutf8proc -lm -pthread
+LDLIBS    += -lturbojpeg -lpng -lcjson -lutf8proc -lm -ldl -pthread
 
 # where Debian's nginx-dev keeps what a module needs
 NGINX     ?= /usr/sbin/nginx

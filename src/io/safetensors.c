@@ -18,24 +18,6 @@
 #include "safetensors_set.h"
 
 
-size_t
-sd_type_size(sd_type_t type)
-{
-    switch (type) {
-    case SD_F32:
-    case SD_I32:
-        return 4;
-    case SD_F16:
-    case SD_BF16:
-        return 2;
-    case SD_U8:
-        return 1;
-    default:
-        return 0;
-    }
-}
-
-
 static int
 sd_st_pread(sd_safetensors_t *st, sd_st_file_t *f, void *dst, uint64_t size,
     uint64_t offset, sd_error_t *err)

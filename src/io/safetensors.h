@@ -46,7 +46,25 @@ typedef struct {
 typedef struct sd_safetensors_s  sd_safetensors_t;
 
 
-size_t sd_type_size(sd_type_t type);                 /* 0 for SD_OTHER */
+/* bytes; 0 for SD_OTHER */
+
+static inline size_t
+sd_type_size(sd_type_t type)
+{
+    switch (type) {
+    case SD_F32:
+    case SD_I32:
+        return 4;
+    case SD_F16:
+    case SD_BF16:
+        return 2;
+    case SD_U8:
+        return 1;
+    default:
+        return 0;
+    }
+}
+
 
 /*
  * opens dir/base.safetensors, or dir/base.fp16.safetensors, or the shards of

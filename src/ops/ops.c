@@ -154,6 +154,66 @@ sd_copy(sd_context_t *cx, void *dst, const void *src, size_t size)
 }
 
 
+int
+sd_wait(sd_context_t *cx)
+{
+    /* also after an error: what runs yet must not find its memory gone */
+
+    if (cx->plan || cx->device->ops->wait == NULL) {
+        return cx->status;
+    }
+
+    return sd_done(cx, cx->device->ops->wait(cx));
+}
+
+
+/* recordings */
+
+int
+sd_record(sd_context_t *cx)
+{
+    sd_enter(cx);
+
+    return sd_done(cx, cx->device->ops->record(cx));
+}
+
+
+int
+sd_record_end(sd_context_t *cx, sd_recording_t **r)
+{
+    /* also after an error: a stream must not go on recording */
+
+    *r = NULL;
+
+    (void) sd_done(cx, cx->device->ops->record_end(cx, r));
+
+    if (cx->status != SD_OK) {
+        sd_recording_free(cx->device, *r);
+        *r = NULL;
+    }
+
+    return cx->status;
+}
+
+
+int
+sd_replay(sd_context_t *cx, sd_recording_t *r)
+{
+    sd_enter(cx);
+
+    return sd_done(cx, cx->device->ops->replay(cx, r));
+}
+
+
+void
+sd_recording_free(sd_device_t *dev, sd_recording_t *r)
+{
+    if (r != NULL) {
+        dev->ops->recording_free(dev, r);
+    }
+}
+
+
 /* the operations, in the header's order */
 
 int
@@ -213,7 +273,8 @@ sd_group_norm(sd_context_t *cx, sd_tensor_t y, const sd_group_norm_t *d)
 {
     int                 c;
     const char         *op = "group_norm";
-    const sd_tensor_t  *x = &d->x, *a = &d->addend;
+    const sd_tensor_t  *x = &d->x;
+    const sd_tables_t  *a = &d->addend;
 
     sd_enter(cx);
 
@@ -252,18 +313,14 @@ sd_group_norm(sd_context_t *cx, sd_tensor_t y, const sd_group_norm_t *d)
         return sd_refuse(cx, op, "bad eps");
     }
 
-    if (!sd_empty(a)) {
-        if (sd_is(cx, op, "addend", a, SD_F32, a->n, 1, 1, a->c) != SD_OK) {
-            return SD_ERROR;
+    if (a->columns) {
+        if (a->rows != 1 || d->addend_at < 0 || c > a->columns - d->addend_at) {
+            return sd_refuse(cx, op, "columns %d..%d of addends of %d",
+                             d->addend_at, d->addend_at + c, a->columns);
         }
 
-        if (d->addend_at < 0 || c > a->c - d->addend_at) {
-            return sd_refuse(cx, op, "columns %d..%d of an addend of %d",
-                             d->addend_at, d->addend_at + c, a->c);
-        }
-
-        if (!cx->plan && d->addend_row == NULL) {
-            return sd_refuse(cx, op, "addend without its rows");
+        if (!cx->plan && a->at == NULL) {
+            return sd_refuse(cx, op, "addends without their places");
         }
     }
 
@@ -363,11 +420,45 @@ sd_is_view(sd_context_t *cx, const char *op, const char *what,
 }
 
 
+/* k and v: tensors, or columns of tables */
+
+static int
+sd_is_kv(sd_context_t *cx, const char *op, const sd_attention_t *d)
+{
+    const sd_tables_t  *t = &d->kv;
+
+    if (t->columns == 0) {
+        if (sd_is_view(cx, op, "k", &d->k, d->q.n, d->k.w, d->q.c) != SD_OK
+            || sd_is_view(cx, op, "v", &d->v, d->q.n, d->k.w, d->q.c) != SD_OK)
+        {
+            return SD_ERROR;
+        }
+
+        return SD_OK;
+    }
+
+    if (!sd_empty(&d->k) || !sd_empty(&d->v) || t->rows <= 0
+        || d->k_at < 0 || d->q.c > t->columns - d->k_at
+        || d->v_at < 0 || d->q.c > t->columns - d->v_at)
+    {
+        return sd_refuse(cx, op, "columns %d.. and %d.. of tables [%d, %d]",
+                         d->k_at, d->v_at, t->rows, t->columns);
+    }
+
+    if (!cx->plan && t->at == NULL) {
+        return sd_refuse(cx, op, "tables without their places");
+    }
+
+    return SD_OK;
+}
+
+
 int
 sd_attention(sd_context_t *cx, sd_tensor_t o, const sd_attention_t *d)
 {
+    int                 lk;
     const char         *op = "attention";
-    const sd_tensor_t  *q = &d->q, *k = &d->k;
+    const sd_tensor_t  *q = &d->q;
 
     sd_enter(cx);
 
@@ -376,24 +467,21 @@ sd_attention(sd_context_t *cx, sd_tensor_t o, const sd_attention_t *d)
     }
 
     if (sd_is_view(cx, op, "q", q, q->n, q->w, q->c) != SD_OK
-        || sd_is_view(cx, op, "k", k, k->n, k->w, q->c) != SD_OK
-        || sd_is_view(cx, op, "v", &d->v, k->n, k->w, q->c) != SD_OK
-        || sd_is(cx, op, "o", &o, q->type, q->n, 1, q->w, q->c) != SD_OK)
+        || sd_is(cx, op, "o", &o, q->type, q->n, 1, q->w, q->c) != SD_OK
+        || sd_is_kv(cx, op, d) != SD_OK)
     {
         return SD_ERROR;
-    }
-
-    if (d->kv_row == NULL && k->n != q->n && !cx->plan) {
-        return sd_refuse(cx, op, "%d samples of q, %d of k", q->n, k->n);
     }
 
     if (!(d->scale > 0)) {
         return sd_refuse(cx, op, "the scale must be positive");
     }
 
-    if (d->causal && q->w != k->w) {
+    lk = d->kv.columns ? d->kv.rows : d->k.w;
+
+    if (d->causal && q->w != lk) {
         return sd_refuse(cx, op, "causal over %d queries and %d keys", q->w,
-                         k->w);
+                         lk);
     }
 
     return sd_done(cx, cx->device->ops->attention(cx, o, d));
@@ -437,53 +525,34 @@ sd_embed(sd_context_t *cx, sd_tensor_t y, const sd_embed_t *d)
 
 
 int
-sd_scale_input(sd_context_t *cx, sd_tensor_t y, sd_tensor_t x,
-    const sd_slot_t *slots)
+sd_scale_input(sd_context_t *cx, sd_tensor_t y, const sd_slot_t *slots, int n)
 {
-    const char  *op = "scale_input";
-
     sd_enter(cx);
 
-    if (sd_is(cx, op, "x", &x, SD_F32, x.n, x.h, x.w, x.c) != SD_OK
-        || sd_is(cx, op, "y", &y, sd_act_type(cx), y.n, x.h, x.w, x.c) != SD_OK)
+    if (sd_is(cx, "scale_input", "y", &y, sd_act_type(cx), y.n, y.h, y.w, y.c)
+        != SD_OK)
     {
         return SD_ERROR;
     }
 
-    return sd_done(cx, cx->device->ops->scale_input(cx, y, x, slots));
+    return sd_done(cx, cx->device->ops->scale_input(cx, y, slots, n));
 }
 
 
 int
-sd_sampler_step(sd_context_t *cx, const sd_sampler_step_t *d)
+sd_sampler_step(sd_context_t *cx, sd_tensor_t out, const sd_slot_t *slots,
+    int n)
 {
-    const char         *op = "sampler_step";
-    const sd_tensor_t  *x = &d->x;
-
     sd_enter(cx);
 
-    if (sd_is(cx, op, "x", x, SD_F32, x->n, x->h, x->w, x->c) != SD_OK
-        || sd_is(cx, op, "out", &d->out, sd_act_type(cx), d->out.n, x->h, x->w,
-                 x->c) != SD_OK)
+    if (sd_is(cx, "sampler_step", "out", &out, sd_act_type(cx), out.n, out.h,
+              out.w, out.c)
+        != SD_OK)
     {
         return SD_ERROR;
     }
 
-    if (!sd_empty(&d->kept)
-        && sd_is(cx, op, "kept", &d->kept, SD_F32, x->n * SD_KEPT, x->h, x->w,
-                 x->c) != SD_OK)
-    {
-        return SD_ERROR;
-    }
-
-    if (!sd_empty(&d->denoised)
-        && sd_is(cx, op, "denoised", &d->denoised, SD_F32, x->n, x->h, x->w,
-                 x->c) != SD_OK)
-    {
-        return SD_ERROR;
-    }
-
-    return sd_done(cx, cx->device->ops->sampler_step(cx, d));
+    return sd_done(cx, cx->device->ops->sampler_step(cx, out, slots, n));
 }
 
 

@@ -34,6 +34,7 @@
 
 #include "../io/error.h"
 #include "../io/safetensors.h"
+#include "slot.h"
 
 
 /* tensors: plain values that point into an arena, own nothing */
@@ -104,24 +105,26 @@ typedef enum {
 
 /*
  * a device: where weights and arenas live, and the threads or streams that
- * work there.  The cpu device is a pool of threads.
+ * work there.  The cpu device is a pool of threads, a cuda device a card.
  */
 
 typedef struct {
     const sd_ops_t   *ops;
     sd_precision_t    precision;
     char              name[64];         /* "cpu", "cuda:0" */
-    char              isa[32];          /* "avx512", "avx2", "baseline" */
+    char              isa[32];          /* "avx512", "avx2", "baseline"; "sm_90"
+                                           */
     char              numerics[96];     /* the numerics id, see DESIGN */
     int               threads;          /* that compute; 0 in plan mode */
     void             *impl;
 } sd_device_t;
 
 /*
- * name: "cpu".  threads: 0 for as many as this process may use (affinity and
- * cgroup quota).  The calling thread counts as one of them while it computes;
- * the others are created here with all signals blocked, 8 MB stacks and names.
- * isa: NULL for the best, or one of "avx512", "avx2", "baseline" (tests).
+ * name: "cpu", "cuda" or "cuda:N".  For the cpu, threads: 0 for as many as this
+ * process may use (affinity and cgroup quota).  The calling thread counts as
+ * one of them while it computes; the others are created here with all signals
+ * blocked, 8 MB stacks and names.  isa: NULL for the best, or one of "avx512",
+ * "avx2", "baseline" (tests).  A cuda device must be opened after fork().
  */
 int sd_device_open(sd_device_t **dev, const char *name, int threads,
     sd_precision_t precision, const char *isa, sd_error_t *err);
@@ -132,8 +135,15 @@ int sd_device_plan(sd_device_t **dev, const char *name,
     sd_precision_t precision, sd_error_t *err);
 
 
+/*
+ * a context: an arena, and on a cuda device a stream: work of one context is
+ * done in the order of the calls, and is done when the next transfer to the
+ * host returns, or sd_wait().
+ */
+
 struct sd_context_s {
     sd_device_t        *device;
+    void               *impl;       /* the backend's */
     sd_arena_t          arena;
     unsigned            plan:1;
     const atomic_int   *cancel;     /* NULL, or: non-zero ends the work soon */
@@ -180,6 +190,36 @@ int sd_download_u8(sd_context_t *cx, uint8_t *dst, sd_tensor_t t);
 int sd_put(sd_context_t *cx, void *dst, const void *src, size_t size);
 int sd_copy(sd_context_t *cx, void *dst, const void *src, size_t size);
 
+/* until all that was enqueued is done; its errors come to light here */
+int sd_wait(sd_context_t *cx);
+
+
+/*
+ * recordings.  A device may be able to record what operations enqueue between
+ * sd_record() and sd_record_end(), which then does not happen, and to replay it
+ * later, with the same memory and whatever it holds by then.  Only operations
+ * on device memory can be recorded: no transfers, no sd_embed().
+ */
+typedef struct sd_recording_s  sd_recording_t;
+
+#define sd_can_record(dev)  ((dev)->ops->record != NULL)
+
+int sd_record(sd_context_t *cx);
+/* *r is NULL where anything has failed since sd_record() */
+int sd_record_end(sd_context_t *cx, sd_recording_t **r);
+int sd_replay(sd_context_t *cx, sd_recording_t *r);
+void sd_recording_free(sd_device_t *dev, sd_recording_t *r);    /* or NULL */
+
+
+/*
+ * what each sample of a batch has for itself: n tables of one shape, wherever
+ * in device memory they are; columns 0: none
+ */
+typedef struct {
+    const void *const  *at;         /* [n], device memory; NULL in plan mode */
+    int                 rows, columns;
+} sd_tables_t;
+
 
 /*
  * y = conv(x ++ x2) + bias + residual.  r = 1 or 3, padding r / 2, stride 1 or
@@ -203,8 +243,8 @@ int sd_conv2d(sd_context_t *cx, sd_tensor_t y, const sd_conv2d_t *d);
  * h * w and the group's channels, biased variance (Wu and He 2018)
  * x: [n, h, w, c], x2: [n, h, w, c2] or empty; y: [n, h, w, c + c2], may be x
  * where x2 is empty
- * addend: [rows, 1, 1, m] F32 or empty; sample i adds columns addend_at ..
- * addend_at + c + c2 of row addend_row[i]
+ * addend: rows of F32, or none; sample i adds columns addend_at .. addend_at +
+ * c + c2 of its own
  */
 typedef struct {
     sd_tensor_t         x, x2;
@@ -212,9 +252,8 @@ typedef struct {
     int                 groups;
     float               eps;
     int                 silu;
-    sd_tensor_t         addend;
+    sd_tables_t         addend;
     int                 addend_at;
-    const int32_t      *addend_row;     /* [n], device memory */
 } sd_group_norm_t;
 
 int sd_group_norm(sd_context_t *cx, sd_tensor_t y, const sd_group_norm_t *d);
@@ -257,16 +296,18 @@ int sd_layer_norm(sd_context_t *cx, sd_tensor_t y, const sd_layer_norm_t *d);
 
 /*
  * o = softmax(q k^T * scale) v, per sample and head
- * q: [n, 1, lq, heads * d], k, v: [m, 1, lk, heads * d], o: as q, packed.
- * q, k, v may be views (one fused QKV tensor).  kv_row: which of the m samples
- * of k and v sample i of q reads; NULL: its own (m = n).  causal: lq == lk.
+ * q: [n, 1, lq, heads * d], k, v: [n, 1, lk, heads * d], o: as q, packed.
+ * q, k, v may be views (one fused QKV tensor).  Or k and v are empty, and
+ * sample i reads both in a table of its own, [lk, columns] of the activation
+ * type, from the columns k_at and v_at on.  causal: lq == lk.
  */
 typedef struct {
     sd_tensor_t       q, k, v;
     int               heads;
     float             scale;
     int               causal;
-    const int32_t    *kv_row;           /* [n], device memory */
+    sd_tables_t       kv;
+    int               k_at, v_at;
 } sd_attention_t;
 
 int sd_attention(sd_context_t *cx, sd_tensor_t o, const sd_attention_t *d);
@@ -286,41 +327,19 @@ int sd_embed(sd_context_t *cx, sd_tensor_t y, const sd_embed_t *d);
 
 
 /*
- * the model's input: y[i] = slots[sample_slot(i)].scale_in * x[slot], in the
- * activation type; slot s owns the rows slots[s].out .. of y (one, or two where
- * it is guided: unconditional first)
- * x: [n, h, w, c] F32, y: [m, h, w, c]
+ * the model's input: sample slots[s].out of y, and the next one where slot s is
+ * guided, become slots[s].scale_in * slots[s].x; see slot.h
+ * y: [m, h, w, c]; slots: [n], device memory
  */
-#define SD_KEPT  4
-
-typedef struct {
-    float      scale_in;
-    float      a, b, clamp;     /* D = clamp(a x + b out, +-clamp); 0: none */
-    float      m[1 + SD_KEPT][3 + SD_KEPT + 2];
-                                /* {x', k0'..k3'} from {x, out, D, k0..k3, z0,
-                                   z1} */
-    float      guidance;        /* out = u + guidance (c - u) where guided */
-    int32_t    guided;
-    int32_t    out;             /* first row in the model's output */
-    uint32_t   draw;            /* number of z0's draw; z1 is the next */
-    int32_t    nkept;           /* kept tensors in use */
-    uint64_t   seed;            /* noise: philox.h, as torch's CUDA generator */
-} sd_slot_t;
-
-int sd_scale_input(sd_context_t *cx, sd_tensor_t y, sd_tensor_t x,
-    const sd_slot_t *slots);
+int sd_scale_input(sd_context_t *cx, sd_tensor_t y, const sd_slot_t *slots,
+    int n);
 
 /*
- * one row of any sampler for every slot, with guidance and noise, in place
- * x: [n, h, w, c] F32; out: [m, h, w, c]; kept: [n * SD_KEPT, h, w, c] F32 or
- * empty where no slot keeps any; denoised: [n, h, w, c] F32, D, or empty
+ * one row of any sampler for every slot, with guidance and noise
+ * out: [m, h, w, c], the model's output; slots: [n], device memory
  */
-typedef struct {
-    sd_tensor_t        x, out, kept, denoised;
-    const sd_slot_t   *slots;           /* [n], device memory */
-} sd_sampler_step_t;
-
-int sd_sampler_step(sd_context_t *cx, const sd_sampler_step_t *d);
+int sd_sampler_step(sd_context_t *cx, sd_tensor_t out, const sd_slot_t *slots,
+    int n);
 
 /* x[i] = scale * noise(seeds[i], draw), x: [n, h, w, c] F32; element order of
  * the noise is NCHW, as torch draws a latent */
@@ -352,12 +371,18 @@ int sd_scale(sd_context_t *cx, sd_tensor_t y, sd_tensor_t x, float scale);
 struct sd_ops_s {
     const char   *name;
     sd_type_t     type;                 /* of activations */
+    int           pictures;             /* that are best stepped together */
 
     int         (*open)(sd_device_t *dev, int threads, const char *isa,
                         sd_error_t *err);
     void        (*close)(sd_device_t *dev);
     void       *(*alloc)(sd_device_t *dev, size_t size);
     void        (*free)(sd_device_t *dev, void *p, size_t size);
+
+    /* NULL, or what a context needs beside its arena, into cx->impl; size: the
+       arena's, 0 where it is for transfers only */
+    int         (*context_init)(sd_context_t *cx, size_t size);
+    void        (*context_free)(sd_context_t *cx);
 
     size_t      (*weight_size)(sd_device_t *dev, const sd_weight_t *w);
     int         (*weight_pack)(sd_device_t *dev, sd_weight_t *w,
@@ -372,6 +397,13 @@ struct sd_ops_s {
     int         (*copy)(sd_context_t *cx, void *dst, const void *src,
                         size_t size);
 
+    /* all NULL where what is enqueued is done at once */
+    int         (*wait)(sd_context_t *cx);
+    int         (*record)(sd_context_t *cx);
+    int         (*record_end)(sd_context_t *cx, sd_recording_t **r);
+    int         (*replay)(sd_context_t *cx, sd_recording_t *r);
+    void        (*recording_free)(sd_device_t *dev, sd_recording_t *r);
+
     int         (*conv2d)(sd_context_t *cx, sd_tensor_t y,
                           const sd_conv2d_t *d);
     int         (*group_norm)(sd_context_t *cx, sd_tensor_t y,
@@ -385,9 +417,9 @@ struct sd_ops_s {
     int         (*embed)(sd_context_t *cx, sd_tensor_t y,
                          const sd_embed_t *d);
     int         (*scale_input)(sd_context_t *cx, sd_tensor_t y,
-                               sd_tensor_t x, const sd_slot_t *slots);
-    int         (*sampler_step)(sd_context_t *cx,
-                                const sd_sampler_step_t *d);
+                               const sd_slot_t *slots, int n);
+    int         (*sampler_step)(sd_context_t *cx, sd_tensor_t out,
+                                const sd_slot_t *slots, int n);
     int         (*noise)(sd_context_t *cx, sd_tensor_t x,
                          const uint64_t *seeds, uint32_t draw, float scale);
     int         (*preview_rgb)(sd_context_t *cx, sd_tensor_t y,

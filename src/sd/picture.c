@@ -90,11 +90,8 @@ sd_picture_layout(sd_picture_t *p, const sd_ops_t *ops)
     p->time = sd_picture_place(p, &at, SD_F32, p->nrows, 1, 1,
                                sd_unet_time_columns(&m->unet));
 
-    t = sd_picture_place(p, &at, SD_U8, 1, 1, p->nrows, sizeof(sd_slot_t));
-    p->slots = t.data;
-
-    t = sd_picture_place(p, &at, SD_I32, 1, 1, p->nrows, 2);
-    p->row_index = t.data;
+    t = sd_picture_place(p, &at, SD_U8, 1, 1, 1, sd_batch_tables_size(1));
+    p->tables = t.data;
 
     p->memory_size = at;
 }

@@ -4,15 +4,14 @@
  *
  * Its device memory is one block, laid out by sd_picture_layout():
  *
- *   x, kept     twice: a step works on a copy of the one that holds, and the
- *               two change roles at its end.  So a cancelled step leaves the
- *               last step's state as it was
+ *   x, kept     twice: a step reads the one that holds and writes the other,
+ *               and the two change roles at its end.  So a cancelled step
+ *               leaves the last step's state as it was
  *   denoised    the last step's estimate, for previews
  *   text        keys and values of all cross-attention layers, the negative
  *               prompt's first
  *   time        a row of time embeddings for each row of the sampler's table
- *   slots       the sampler's rows, as the device reads them
- *   row         {i, i} for row i: which row of time both samples take
+ *   tables      of a batch of this picture alone: see batch.c
  *
  * sd_model_plan() runs the same code with the same layout in plan mode.
  */
@@ -51,8 +50,7 @@ struct sd_picture_s {
     int                  now;                   /* which of the two holds */
     int                  have_denoised;
     sd_tensor_t          x[2], kept[2], denoised, text, time;
-    sd_slot_t           *slots;
-    int32_t             *row_index;
+    char                *tables;
 
     sd_picture_dump_pt   dump;
     void                *dump_data;
@@ -64,6 +62,26 @@ int sd_picture_size(sd_picture_t *p, int width, int height, sd_error_t *err);
 
 /* places all tensors in p->memory; where that is NULL, finds the size only */
 void sd_picture_layout(sd_picture_t *p, const sd_ops_t *ops);
+
+/* batch.c; samples: of the batch; h, w: of the latents */
+
+size_t sd_batch_tables_size(int pictures);
+
+typedef void (*sd_batch_show_pt)(void *data, sd_context_t *cx, sd_tensor_t t,
+    const char *name);
+
+/* scale, UNet, sampler, as the tables on the device say; NULL: a plan run */
+void sd_batch_model(const sd_model_t *m, sd_context_t *cx, char *device,
+    int pictures, int samples, int h, int w, sd_batch_show_pt show,
+    void *data);
+
+/* the same for the next row of one picture, with its own tables */
+void sd_batch_one(sd_picture_t *p, sd_context_t *cx, char *device,
+    sd_batch_show_pt show, void *data);
+
+/* the row is done; or back to the first of its step */
+void sd_batch_advance(sd_picture_t *p);
+void sd_batch_rewind(sd_picture_t *p);
 
 /* NCHW of files and dumps, NHWC of tensors; c and p: channels and pixels */
 void sd_picture_to_nhwc(float *dst, const float *src, int c, size_t p);

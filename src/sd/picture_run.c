@@ -113,56 +113,6 @@ sd_picture_tables(sd_picture_t *p, sd_context_t *cx)
 
 
 static void
-sd_picture_slots(sd_picture_t *p, sd_context_t *cx)
-{
-    int                      i, j, k;
-    int32_t                 *index;
-    sd_slot_t               *slots, *s;
-    const sd_sampler_row_t  *row;
-
-    slots = calloc(p->nrows, sizeof(sd_slot_t));
-    index = calloc(p->nrows, 2 * sizeof(int32_t));
-
-    if (slots == NULL || index == NULL) {
-        free(slots);
-        free(index);
-        cx->status = sd_fail(cx->err, "no memory for a picture");
-        return;
-    }
-
-    for (i = 0; i < p->nrows; i++) {
-        row = &p->rows[i];
-        s = &slots[i];
-
-        s->scale_in = row->scale_in;
-        s->a = row->a;
-        s->b = row->b;
-        s->clamp = row->clamp;
-
-        for (j = 0; j < 1 + SD_KEPT; j++) {
-            for (k = 0; k < 3 + SD_KEPT + 2; k++) {
-                s->m[j][k] = row->m[j][k];
-            }
-        }
-
-        s->guidance = p->guidance;
-        s->guided = p->n == 2;
-        s->draw = row->draw;
-        s->nkept = p->sampler->kept;
-        s->seed = p->seed;
-
-        index[2 * i] = index[2 * i + 1] = i;
-    }
-
-    sd_put(cx, p->slots, slots, p->nrows * sizeof(sd_slot_t));
-    sd_put(cx, p->row_index, index, p->nrows * 2 * sizeof(int32_t));
-
-    free(slots);
-    free(index);
-}
-
-
-static void
 sd_picture_start(sd_picture_t *p, sd_context_t *cx)
 {
     int     i;
@@ -221,49 +171,17 @@ sd_picture_begin(sd_picture_t *p, sd_context_t *cx, const atomic_int *cancel,
     sd_picture_layout(p, p->device->ops);
 
     sd_picture_tables(p, cx);
-    sd_picture_slots(p, cx);
     sd_picture_start(p, cx);
 
     return cx->status;
 }
 
 
-/* one row of the table: the model, guidance and the sampler, in place */
-
 static void
-sd_picture_row(sd_picture_t *p, sd_context_t *cx, int row, sd_tensor_t latent,
-    sd_tensor_t kept)
+sd_picture_show_row(void *data, sd_context_t *cx, sd_tensor_t t,
+    const char *name)
 {
-    sd_tensor_t        x, out;
-    sd_unet_given_t    given = { 0 };
-    sd_sampler_step_t  step = { 0 };
-
-    x = sd_alloc(cx, p->n, p->h, p->w, p->c);
-    sd_scale_input(cx, x, latent, p->slots + row);
-
-    if (row == 0) {
-        sd_picture_show(p, cx, x, 1, "unet_in_000");
-    }
-
-    given.time.table = p->time;
-    given.time.row = p->row_index + 2 * row;
-    given.text = p->text;
-
-    out = sd_unet(&p->model->unet, cx, x, &given);
-
-    if (row == 0) {
-        sd_picture_show(p, cx, out, 1, "unet_out_000");
-    }
-
-    step.x = latent;
-    step.out = out;
-    step.kept = kept;
-    step.denoised = p->denoised;
-    step.slots = p->slots + row;
-    sd_sampler_step(cx, &step);
-
-    sd_free(cx, &out);
-    sd_free(cx, &x);
+    sd_picture_show(data, cx, t, 1, name);
 }
 
 
@@ -271,41 +189,26 @@ int
 sd_picture_step(sd_picture_t *p, sd_context_t *cx, const atomic_int *cancel,
     sd_error_t *err)
 {
-    int     next, row;
-    char    name[32];
-    size_t  one;
+    int   step;
+    char  name[32];
 
     sd_context_reset(cx, err, cancel);
 
-    if (p->step == p->steps) {
-        return SD_OK;
+    step = p->step;
+
+    while (p->step == step && step < p->steps) {
+        sd_batch_one(p, cx, p->tables,
+                     p->dump && p->row == 0 ? sd_picture_show_row : NULL, p);
+
+        if (sd_wait(cx) != SD_OK) {
+            sd_batch_rewind(p);
+            return cx->status;
+        }
+
+        sd_batch_advance(p);
     }
 
-    next = !p->now;
-    one = (size_t) p->h * p->w * p->c * sizeof(float);
-
-    sd_copy(cx, p->x[next].data, p->x[p->now].data, one);
-
-    if (p->sampler->kept) {
-        sd_copy(cx, p->kept[next].data, p->kept[p->now].data, SD_KEPT * one);
-    }
-
-    row = p->row;
-
-    do {
-        sd_picture_row(p, cx, row, p->x[next], p->kept[next]);
-    } while (!p->rows[row++].last_of_step);
-
-    if (cx->status != SD_OK) {
-        return cx->status;
-    }
-
-    p->now = next;
-    p->have_denoised = 1;
-    p->row = row;
-    p->step++;
-
-    snprintf(name, sizeof(name), "latent_%03d", p->step - 1);
+    snprintf(name, sizeof(name), "latent_%03d", step);
     sd_picture_show(p, cx, p->x[p->now], 1, name);
 
     return cx->status;
@@ -420,7 +323,7 @@ sd_model_plan(sd_model_t *m, sd_device_t *dev, int width, int height,
     sd_picture_tables(&p, &cx);
     sd_picture_peak(&cx, prompt);
 
-    sd_picture_row(&p, &cx, 0, p.x[0], p.kept[0]);
+    sd_batch_model(m, &cx, NULL, 1, p.n, p.h, p.w, NULL, NULL);
     sd_picture_peak(&cx, step);
 
     sd_picture_decoded(&p, &cx, p.x[0], NULL, NULL);

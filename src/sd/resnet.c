@@ -28,7 +28,7 @@ sd_resnet_weights(sd_resnet_t *r, sd_weights_t *l, int pixels)
 
 sd_tensor_t
 sd_resnet(sd_context_t *cx, const sd_resnet_t *r, sd_tensor_t *x,
-    sd_tensor_t *x2, int keep, const sd_time_t *time)
+    sd_tensor_t *x2, int keep, const sd_tables_t *time)
 {
     sd_conv2d_t      conv = { 0 };
     sd_tensor_t      y, h, g, residual;
@@ -84,8 +84,7 @@ sd_resnet(sd_context_t *cx, const sd_resnet_t *r, sd_tensor_t *x,
     norm.w = &r->norm2;
 
     if (time) {
-        norm.addend = time->table;
-        norm.addend_row = time->row;
+        norm.addend = *time;
         norm.addend_at = r->addend_at;
     }
 

@@ -24,23 +24,16 @@ typedef struct {
 } sd_resnet_t;
 
 
-/* time embeddings: a table, and which of its rows each sample takes */
-
-typedef struct {
-    sd_tensor_t      table;         /* [rows, 1, 1, m] F32, or empty */
-    const int32_t   *row;           /* [n], device memory */
-} sd_time_t;
-
-
 /* in, out, groups, eps and addend_at are set before; pixels: see sd_weight_t */
 void sd_resnet_weights(sd_resnet_t *r, sd_weights_t *l, int pixels);
 
 /*
  * x: [n, h, w, c], x2: [n, h, w, in - c] or empty; returns [n, h, w, out].
  * Frees *x2, and *x too where keep is 0 (it may become the result).
+ * time: each sample's row of time embeddings, or NULL.
  */
 sd_tensor_t sd_resnet(sd_context_t *cx, const sd_resnet_t *r, sd_tensor_t *x,
-    sd_tensor_t *x2, int keep, const sd_time_t *time);
+    sd_tensor_t *x2, int keep, const sd_tables_t *time);
 
 
 #endif

@@ -176,10 +176,13 @@ sd_transformer_block(sd_context_t *cx, const sd_transformer_block_t *b,
     sd_unet_layer_norm(cx, &b->norm2, t, h);
     q = sd_unet_linear(cx, &b->q, t, SD_ACT_NONE, NULL);
 
+    memset(&attention.k, 0, sizeof(sd_tensor_t));
+    memset(&attention.v, 0, sizeof(sd_tensor_t));
+
     attention.q = q;
-    attention.k = sd_view(given->text, b->kv_at, c);
-    attention.v = sd_view(given->text, b->kv_at + c, c);
-    attention.kv_row = given->text_row;
+    attention.kv = given->text;
+    attention.k_at = b->kv_at;
+    attention.v_at = b->kv_at + c;
     sd_attention(cx, t, &attention);
 
     sd_free(cx, &q);

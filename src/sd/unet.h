@@ -5,9 +5,9 @@
  *
  * What does not depend on the latent is computed once per picture: the keys and
  * values of all cross-attention layers from the text, and the time embedding's
- * share of every residual block for all timesteps.  Both are tables that
- * sd_unet() reads by row, so that samples of different pictures can share a
- * batch.  The weights are immutable; any number of threads, each with its
+ * share of every residual block for all timesteps.  Both are tables, and
+ * sd_unet() is told for each sample where its own are, so that samples of
+ * different pictures can share a batch.  The weights are immutable; any number of threads, each with its
  * own context.
  */
 
@@ -97,10 +97,10 @@ int sd_unet_text(const sd_unet_t *u, sd_context_t *cx, sd_tensor_t table,
     sd_tensor_t text);
 
 
+/* what each sample is given: its row of the table of time embeddings, and its
+ * [l, text columns] of the table of text */
 typedef struct {
-    sd_time_t         time;
-    sd_tensor_t       text;         /* [m, 1, l, text columns] */
-    const int32_t    *text_row;     /* [n], device memory; NULL: m = n */
+    sd_tables_t       time, text;
 } sd_unet_given_t;
 
 /* x: [n, h, w, in_channels], any h and w; returns [n, h, w, out_channels] */

@@ -14,7 +14,7 @@
 
 #include "../../src/ops/ops.h"
 #include "../../src/ops/philox.h"
-#include "ops_reference.h"
+#include "ops_run.h"
 #include "tap.h"
 
 
@@ -102,247 +102,6 @@ static const row_t  table[] = {
 
 static sd_device_t  *devices[12];
 static int           ndevices;
-
-
-/* runs */
-
-static sd_tensor_t
-upload(sd_context_t *cx, const float *src, int n, int h, int w, int c)
-{
-    sd_tensor_t  t;
-
-    t = sd_alloc(cx, n, h, w, c);
-    sd_upload(cx, t, src);
-
-    return t;
-}
-
-
-/* several host arrays side by side as one tensor */
-
-static void
-upload_columns(sd_context_t *cx, sd_tensor_t t, const float *src, int at, int c)
-{
-    int  i;
-
-    for (i = 0; i < t.n * t.w && !cx->plan && cx->status == SD_OK; i++) {
-        memcpy((float *) t.data + (size_t) i * t.ld + at, src + (size_t) i * c,
-               c * sizeof(float));
-    }
-}
-
-
-static void
-poison(sd_context_t *cx, sd_tensor_t t)
-{
-    if (!cx->plan && cx->status == SD_OK) {
-        memset(t.data, 0xff, (size_t) t.n * t.h * t.w * t.c * sizeof(float));
-    }
-}
-
-
-static sd_weight_t
-weight(sd_context_t *cx, sd_weight_kind_t kind, int k, int c, int r,
-    const row_t *t, const float *data, const float *bias)
-{
-    sd_weight_t  w;
-
-    memset(&w, 0, sizeof(sd_weight_t));
-
-    w.kind = kind;
-    w.k = k;
-    w.c = c;
-    w.r = r;
-    w.stride = t->stride;
-    w.upsample = t->up;
-    w.hint = t->hint;
-    w.geglu = t->act == SD_ACT_GEGLU;
-    w.has_bias = bias != NULL;
-
-    if (!cx->plan
-        && sd_weight_pack(cx->device, &w, data, bias, cx->err) != SD_OK)
-    {
-        cx->status = SD_ERROR;
-    }
-
-    return w;
-}
-
-
-/* the row on a device, or only planned; out may be NULL; the arena's peak */
-
-static size_t
-run(const row_t *t, const data_t *d, sd_device_t *dev, int plan, size_t size,
-    float *out, sd_error_t *err)
-{
-    int              i, h, w, ld, m;
-    int32_t          rows[8];
-    sd_weight_t      wt;
-    sd_tensor_t      x, x2, y, r, a, rt;
-    sd_context_t     cx;
-
-    memset(&x2, 0, sizeof(x2));
-    memset(&r, 0, sizeof(r));
-    memset(&a, 0, sizeof(a));
-    memset(&wt, 0, sizeof(wt));
-
-    if (sd_context_init(&cx, dev, plan, size, err) != SD_OK) {
-        return 0;
-    }
-
-    switch (t->kind) {
-
-    case CONV:
-        conv_shape(t, &h, &w);
-
-        wt = weight(&cx, SD_WEIGHT_CONV, t->k, t->c + t->c2, t->r, t, d->w,
-                    t->bias ? d->bias : NULL);
-        x = upload(&cx, d->x, t->n, t->h, t->w, t->c);
-
-        if (t->c2) {
-            x2 = upload(&cx, d->x2, t->n, t->h, t->w, t->c2);
-        }
-
-        if (t->residual) {
-            r = upload(&cx, d->residual, t->n, h, w, t->k);
-        }
-
-        if (t->inplace) {
-            y = r;
-
-        } else {
-            y = sd_alloc(&cx, t->n, h, w, t->k);
-            poison(&cx, y);
-        }
-
-        sd_conv2d(&cx, y, &(sd_conv2d_t) { .x = x, .x2 = x2, .w = &wt,
-                                           .residual = r });
-        break;
-
-    case LINEAR:
-        wt = weight(&cx, SD_WEIGHT_LINEAR, t->k, t->c, 1, t, d->w,
-                    t->bias ? d->bias : NULL);
-        x = upload(&cx, d->x, t->n, t->h, t->w, t->c);
-
-        m = t->act == SD_ACT_GEGLU ? t->k / 2 : t->k;
-
-        if (t->residual) {
-            r = upload(&cx, d->residual, t->n, t->h, t->w, m);
-        }
-
-        if (t->inplace) {
-            y = r;
-
-        } else {
-            y = sd_alloc(&cx, t->n, t->h, t->w, m);
-            poison(&cx, y);
-        }
-
-        sd_linear(&cx, y, &(sd_linear_t) { .x = x, .w = &wt, .act = t->act,
-                                           .residual = r });
-        break;
-
-    case NORM:
-        m = t->c + t->c2;
-
-        wt = weight(&cx, SD_WEIGHT_NORM, m, 0, 0, t, d->w, d->bias);
-        x = upload(&cx, d->x, t->n, t->h, t->w, t->c);
-
-        if (t->c2) {
-            x2 = upload(&cx, d->x2, t->n, t->h, t->w, t->c2);
-        }
-
-        rt = sd_alloc_type(&cx, SD_I32, t->n, 1, 1, 1);
-
-        if (t->addend) {
-            a = sd_alloc_type(&cx, SD_F32, t->n + 1, 1, 1, m + 5);
-            sd_upload(&cx, a, d->addend);
-
-            for (i = 0; i < t->n; i++) {
-                rows[i] = i + 1;
-            }
-
-            sd_put(&cx, rt.data, rows, t->n * sizeof(int32_t));
-        }
-
-        if (t->inplace) {
-            y = x;
-
-        } else {
-            y = sd_alloc(&cx, t->n, t->h, t->w, m);
-            poison(&cx, y);
-        }
-
-        sd_group_norm(&cx, y, &(sd_group_norm_t) { .x = x, .x2 = x2, .w = &wt,
-                          .groups = t->groups, .eps = 1e-5f, .silu = t->silu,
-                          .addend = a, .addend_at = 3, .addend_row = rt.data });
-        break;
-
-    case LAYER:
-        wt = weight(&cx, SD_WEIGHT_NORM, t->c, 0, 0, t, d->w, d->bias);
-        x = upload(&cx, d->x, t->n, t->h, t->w, t->c);
-
-        if (t->inplace) {
-            y = x;
-
-        } else {
-            y = sd_alloc(&cx, t->n, t->h, t->w, t->c);
-            poison(&cx, y);
-        }
-
-        sd_layer_norm(&cx, y, &(sd_layer_norm_t) { .x = x, .w = &wt,
-                                                   .eps = 1e-5f });
-        break;
-
-    default: /* ATTEND */
-        ld = t->heads * t->d;
-        m = t->rows ? t->rows : t->n;
-
-        rt = sd_alloc_type(&cx, SD_I32, t->n, 1, 1, 1);
-
-        for (i = 0; i < t->n; i++) {
-            rows[i] = attend_row(t, i);
-        }
-
-        sd_put(&cx, rt.data, rows, t->n * sizeof(int32_t));
-
-        if (t->fused) {
-            a = sd_alloc(&cx, t->n, 1, t->w, 3 * ld);
-            upload_columns(&cx, a, d->x, 0, ld);
-            upload_columns(&cx, a, d->x2, ld, ld);
-            upload_columns(&cx, a, d->w, 2 * ld, ld);
-            x = sd_view(a, 0, ld);
-            x2 = sd_view(a, ld, ld);
-            r = sd_view(a, 2 * ld, ld);
-
-        } else {
-            x = upload(&cx, d->x, t->n, 1, t->w, ld);
-            x2 = upload(&cx, d->x2, m, 1, t->lk, ld);
-            r = upload(&cx, d->w, m, 1, t->lk, ld);
-        }
-
-        y = sd_alloc(&cx, t->n, 1, t->w, ld);
-        poison(&cx, y);
-
-        sd_attention(&cx, y, &(sd_attention_t) { .q = x, .k = x2, .v = r,
-                         .heads = t->heads, .scale = 3 / sqrtf(t->d),
-                         .causal = t->causal,
-                         .kv_row = t->rows ? rt.data : NULL });
-        break;
-    }
-
-    if (out != NULL) {
-        memset(out, 0xff, d->count * sizeof(float));
-        sd_download(&cx, out, y);
-    }
-
-    sd_weight_free(dev, &wt);
-
-    size = cx.status == SD_OK ? cx.arena.peak : 0;
-    sd_context_free(&cx);
-
-    return size;
-}
 
 
 static void
@@ -449,7 +208,7 @@ test_sampler(sd_device_t *dev)
     float         x1[36], d1[36], k1[2 * SD_KEPT * 18], y1[54], x2[18], z[18];
     double        v, u, dd;
     uint64_t      seeds[2] = { 11, 12 };
-    sd_slot_t     s[2];
+    sd_slot_t     s[3];
     sd_error_t    err;
     sd_tensor_t   x, y, o, k, d, st, alone;
     sd_context_t  cx;
@@ -493,7 +252,7 @@ test_sampler(sd_device_t *dev)
         }
     }
 
-    /* 2 slots of [2, 3, 3] pixels: a guided one, and one that is not */
+    /* slots of [2, 3, 3] pixels: a guided one, and one that is not */
 
     x = sd_alloc_type(&cx, SD_F32, 2, 2, 3, 3);
     y = sd_alloc(&cx, 3, 2, 3, 3);
@@ -505,11 +264,23 @@ test_sampler(sd_device_t *dev)
     sd_upload(&cx, x, in);
     sd_upload(&cx, o, out);
     sd_upload(&cx, k, kept);
-    sd_put(&cx, st.data, s, sizeof(s));
     poison(&cx, y);
     poison(&cx, d);
 
-    sd_scale_input(&cx, y, x, st.data);
+    for (i = 0; i < 2; i++) {
+        s[i].x = s[i].next = (float *) x.data + i * 18;
+        s[i].kept = s[i].kept_next = (float *) k.data + i * SD_KEPT * 18;
+        s[i].denoised = (float *) d.data + i * 18;
+    }
+
+    /* the third is empty */
+
+    memset(&s[2], 0, sizeof(sd_slot_t));
+    s[2].out = -1;
+
+    sd_put(&cx, st.data, s, sizeof(s));
+
+    sd_scale_input(&cx, y, st.data, 3);
     sd_download(&cx, y1, y);
 
     good = 1;
@@ -521,9 +292,7 @@ test_sampler(sd_device_t *dev)
 
     ok(good, "scale_input: rows of guided and unguided slots");
 
-    sd_sampler_step(&cx, &(sd_sampler_step_t) { .x = x, .out = o, .kept = k,
-                                                .denoised = d,
-                                                .slots = st.data });
+    sd_sampler_step(&cx, o, st.data, 3);
     sd_download(&cx, x1, x);
     sd_download(&cx, d1, d);
     sd_download(&cx, k1, k);
@@ -585,7 +354,7 @@ test_sampler(sd_device_t *dev)
 
     s[0].out = 2;
     sd_put(&cx, st.data, s, sizeof(s));
-    ok(sd_scale_input(&cx, y, x, st.data) == SD_ERROR
+    ok(sd_scale_input(&cx, y, st.data, 3) == SD_ERROR
        && strstr(err.message, "slot 0") != NULL,
        "scale_input: a slot out of range is refused");
 

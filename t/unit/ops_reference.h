@@ -427,7 +427,7 @@ describe(char *text, size_t size, const row_t *t)
     if (t->kind == ATTEND) {
         snprintf(text, size, "attention n=%d lq=%d lk=%d %dx%d%s%s", t->n, t->w,
                  t->lk, t->heads, t->d, t->causal ? " causal" : "",
-                 t->rows ? " kv_row" : "");
+                 t->rows ? " tables" : "");
         return;
     }
 

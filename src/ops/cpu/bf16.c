@@ -129,18 +129,21 @@ sd_bf16_attention(sd_context_t *cx, sd_tensor_t o, const sd_attention_t *d)
     a.heads = d->heads;
     a.d = d->q.c / d->heads;
     a.dk = sd_align(a.d, SD_BF16_K);
-    a.lk = sd_align(d->k.w, SD_BF16_K);
+    a.keys = d->kv.columns ? d->kv.rows : d->k.w;
+    a.lk = sd_align(a.keys, SD_BF16_K);
     a.scale = d->scale * 1.44269504f;
     a.causal = d->causal;
-    a.kv_row = d->kv_row;
+    a.kv = d->kv;
+    a.k_at = d->k_at;
+    a.v_at = d->v_at;
     a.blocks = (d->q.w + SD_BF16_QUERIES - 1) / SD_BF16_QUERIES;
-    a.kblocks = (d->k.w + SD_BF16_KEYS - 1) / SD_BF16_KEYS;
+    a.kblocks = (a.keys + SD_BF16_KEYS - 1) / SD_BF16_KEYS;
 
     if (a.dk > 4096) {
         return sd_fail(cx->err, "attention: heads of %d are too wide", a.d);
     }
 
-    pack = sd_alloc_type(cx, SD_BF16, d->k.n * 2, d->heads, a.lk, a.dk);
+    pack = sd_alloc_type(cx, SD_BF16, d->q.n * 2, d->heads, a.lk, a.dk);
 
     if (cx->plan || cx->status != SD_OK) {
         sd_free(cx, &pack);
@@ -150,11 +153,11 @@ sd_bf16_attention(sd_context_t *cx, sd_tensor_t o, const sd_attention_t *d)
     head = (size_t) a.lk * a.dk;
 
     a.kpack = pack.data;
-    a.vpack = a.kpack + (size_t) d->k.n * d->heads * head;
+    a.vpack = a.kpack + (size_t) d->q.n * d->heads * head;
     a.amx = ((sd_cpu_t *) cx->device->impl)->amx;
 
     (void) (sd_pool_run(cx, sd_bf16_attend_pack, &a,
-                        d->k.n * d->heads * a.kblocks) == SD_OK
+                        d->q.n * d->heads * a.kblocks) == SD_OK
             && sd_pool_run(cx, sd_bf16_attend, &a,
                            d->q.n * a.heads * a.blocks) == SD_OK);
 

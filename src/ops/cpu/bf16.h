@@ -64,7 +64,9 @@ typedef struct {
     sd_bf16_t        *kpack, *vpack;
     float             scale;
     int               causal;
-    const int32_t    *kv_row;
+    sd_tables_t       kv;
+    int               k_at, v_at;
+    int               keys;
     int               blocks;       /* of queries */
     int               kblocks;      /* of keys */
     int               amx;

@@ -328,36 +328,47 @@ sd_cpu_scale(sd_context_t *cx, sd_tensor_t y, sd_tensor_t x, float scale)
 }
 
 
+/* whether a slot's samples are in a batch of m; an empty one has none */
+
 static int
-sd_cpu_scale_input(sd_context_t *cx, sd_tensor_t y, sd_tensor_t x,
-    const sd_slot_t *slots)
+sd_cpu_slot(sd_context_t *cx, const sd_slot_t *t, int slot, int m, int *rows)
 {
-    int           s, row, rows;
-    float        *out;
-    size_t        i, n;
-    const float  *in;
+    *rows = t->out < 0 ? 0 : t->guided ? 2 : 1;
+
+    if (t->out > m - *rows || t->nkept < 0 || t->nkept > SD_KEPT) {
+        return sd_fail(cx->err, "slot %d has samples %d..%d of %d and %d kept "
+                       "tensors", slot, (int) t->out, (int) t->out + *rows, m,
+                       (int) t->nkept);
+    }
+
+    return SD_OK;
+}
+
+
+static int
+sd_cpu_scale_input(sd_context_t *cx, sd_tensor_t y, const sd_slot_t *slots,
+    int n)
+{
+    int      s, row, rows;
+    float   *out;
+    size_t   i, size;
 
     if (cx->plan) {
         return SD_OK;
     }
 
-    n = (size_t) x.h * x.w * x.c;
+    size = (size_t) y.h * y.w * y.c;
 
-    for (s = 0; s < x.n; s++) {
-        in = (float *) x.data + s * n;
-        rows = slots[s].guided ? 2 : 1;
-
-        if (slots[s].out < 0 || slots[s].out > y.n - rows) {
-            return sd_fail(cx->err, "scale_input: slot %d has rows %d..%d of "
-                           "%d", s, (int) slots[s].out,
-                           (int) slots[s].out + rows, y.n);
+    for (s = 0; s < n; s++) {
+        if (sd_cpu_slot(cx, &slots[s], s, y.n, &rows) != SD_OK) {
+            return SD_ERROR;
         }
 
-        for (row = slots[s].out; row < slots[s].out + rows; row++) {
-            out = (float *) y.data + row * n;
+        for (row = 0; row < rows; row++) {
+            out = (float *) y.data + (slots[s].out + row) * size;
 
-            for (i = 0; i < n; i++) {
-                out[i] = in[i] * slots[s].scale_in;
+            for (i = 0; i < size; i++) {
+                out[i] = slots[s].x[i] * slots[s].scale_in;
             }
         }
     }
@@ -376,11 +387,12 @@ sd_cpu_nhwc(size_t i, size_t hw, int c)
 
 
 static int
-sd_cpu_sampler_step(sd_context_t *cx, const sd_sampler_step_t *d)
+sd_cpu_sampler_step(sd_context_t *cx, sd_tensor_t y, const sd_slot_t *slots,
+    int n)
 {
     int               s, i, j, nin, rows;
-    float            *x, *kept, in[3 + SD_KEPT + 2], v[1 + SD_KEPT];
-    size_t            e, at, n, hw;
+    float             in[3 + SD_KEPT + 2], v[1 + SD_KEPT];
+    size_t            e, at, size, hw;
     const float      *out, *cond;
     const sd_slot_t  *t;
 
@@ -388,32 +400,30 @@ sd_cpu_sampler_step(sd_context_t *cx, const sd_sampler_step_t *d)
         return SD_OK;
     }
 
-    hw = (size_t) d->x.h * d->x.w;
-    n = hw * d->x.c;
+    hw = (size_t) y.h * y.w;
+    size = hw * y.c;
     nin = 3 + SD_KEPT + 2;
 
-    for (s = 0; s < d->x.n; s++) {
-        t = &d->slots[s];
-        rows = t->guided ? 2 : 1;
+    for (s = 0; s < n; s++) {
+        t = &slots[s];
 
-        if (t->out < 0 || t->out > d->out.n - rows || t->nkept < 0
-            || t->nkept > (sd_empty(&d->kept) ? 0 : SD_KEPT))
-        {
-            return sd_fail(cx->err, "sampler_step: slot %d is out of range", s);
+        if (sd_cpu_slot(cx, t, s, y.n, &rows) != SD_OK) {
+            return SD_ERROR;
         }
 
-        x = (float *) d->x.data + s * n;
-        kept = sd_empty(&d->kept) ? NULL
-               : (float *) d->kept.data + s * SD_KEPT * n;
-        out = (float *) d->out.data + t->out * n;
-        cond = out + n;
+        if (rows == 0) {
+            continue;
+        }
 
-        for (e = 0; e < n; e++) {
-            at = sd_cpu_nhwc(e, hw, d->x.c);
+        out = (float *) y.data + t->out * size;
+        cond = out + size;
+
+        for (e = 0; e < size; e++) {
+            at = sd_cpu_nhwc(e, hw, y.c);
 
             memset(in, 0, sizeof(in));
 
-            in[0] = x[at];
+            in[0] = t->x[at];
             in[1] = t->guided ? out[at] + t->guidance * (cond[at] - out[at])
                               : out[at];
             in[2] = t->a * in[0] + t->b * in[1];
@@ -423,7 +433,7 @@ sd_cpu_sampler_step(sd_context_t *cx, const sd_sampler_step_t *d)
             }
 
             for (i = 0; i < t->nkept; i++) {
-                in[3 + i] = kept[i * n + at];
+                in[3 + i] = t->kept[i * size + at];
             }
 
             /* noise that no row of the matrix reads is not drawn */
@@ -446,15 +456,13 @@ sd_cpu_sampler_step(sd_context_t *cx, const sd_sampler_step_t *d)
                 }
             }
 
-            x[at] = v[0];
+            t->next[at] = v[0];
 
             for (i = 0; i < t->nkept; i++) {
-                kept[i * n + at] = v[1 + i];
+                t->kept_next[i * size + at] = v[1 + i];
             }
 
-            if (!sd_empty(&d->denoised)) {
-                ((float *) d->denoised.data)[s * n + at] = in[2];
-            }
+            t->denoised[at] = in[2];
         }
     }
 
@@ -563,6 +571,7 @@ sd_cpu_image_rgb8(sd_context_t *cx, sd_tensor_t y, sd_tensor_t x)
 const sd_ops_t  sd_ops_cpu = {
     .name = "cpu",
     .type = SD_F32,
+    .pictures = 1,
 
     .open = sd_cpu_open,
     .close = sd_cpu_close,

@@ -76,6 +76,23 @@ int sd_cpu_weight_pack(sd_device_t *dev, sd_weight_t *w, const float *data,
     const float *bias, sd_error_t *err);
 
 
+/* row `row` of sample n's keys, or values: of a tensor, or of the column `at`
+ * of a table */
+
+static inline const float *
+sd_cpu_keys(const sd_tensor_t *t, const sd_tables_t *kv, int at, int n,
+    int row, int *ld)
+{
+    if (kv->columns) {
+        *ld = kv->columns;
+        return (const float *) kv->at[n] + (size_t) row * kv->columns + at;
+    }
+
+    *ld = t->ld;
+    return (const float *) t->data + ((size_t) n * t->w + row) * t->ld;
+}
+
+
 /* isa/: what is compiled several times */
 
 typedef struct {

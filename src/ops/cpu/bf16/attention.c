@@ -15,7 +15,7 @@
 void
 sd_bf16_attend_pack(void *data, int task, char *scratch)
 {
-    int                i, j, n, head, from, last, end;
+    int                i, j, n, head, from, last, end, ld;
     size_t             size;
     sd_bf16_t         *k, *v;
     const float       *src;
@@ -27,7 +27,7 @@ sd_bf16_attend_pack(void *data, int task, char *scratch)
     task /= a->kblocks;
     n = task / a->heads;
     head = task % a->heads;
-    last = sd_min(from + SD_BF16_KEYS, a->k.w);
+    last = sd_min(from + SD_BF16_KEYS, a->keys);
     end = sd_align(last, SD_BF16_K);
     size = (size_t) a->lk * a->dk;
 
@@ -38,8 +38,7 @@ sd_bf16_attend_pack(void *data, int task, char *scratch)
            (size_t) (end - from) * a->dk * sizeof(sd_bf16_t));
 
     for (i = from; i < last; i++) {
-        src = (float *) a->k.data + ((size_t) n * a->k.w + i) * a->k.ld
-              + head * a->d;
+        src = sd_cpu_keys(&a->k, &a->kv, a->k_at, n, i, &ld) + head * a->d;
 
         for (j = 0; j < a->d; j++) {
             k[(size_t) (i / SD_PANEL) * SD_PANEL * a->dk
@@ -57,8 +56,7 @@ sd_bf16_attend_pack(void *data, int task, char *scratch)
     }
 
     for (i = from; i < last; i++) {
-        src = (float *) a->v.data + ((size_t) n * a->v.w + i) * a->v.ld
-              + head * a->d;
+        src = sd_cpu_keys(&a->v, &a->kv, a->v_at, n, i, &ld) + head * a->d;
 
         for (j = 0; j < a->d; j++) {
             v[(size_t) (j / SD_PANEL) * SD_PANEL * a->lk
@@ -71,7 +69,7 @@ sd_bf16_attend_pack(void *data, int task, char *scratch)
 void
 sd_bf16_attend(void *data, int task, char *scratch)
 {
-    int                i, j, n, m, head, first, queries, rows, from, keys;
+    int                i, j, n, head, first, queries, rows, from, keys;
     int                padded, valid;
     v16                s, sum, c, top;
     float             *scores, *out, *row, *maxima, *sums, *dst;
@@ -88,10 +86,9 @@ sd_bf16_attend(void *data, int task, char *scratch)
     queries = sd_min(SD_BF16_QUERIES, a->q.w - first);
     rows = sd_align(queries, SD_PANEL);
 
-    m = a->kv_row != NULL ? a->kv_row[n] : n;
     size = (size_t) a->lk * a->dk;
-    k = a->kpack + ((size_t) m * a->heads + head) * size;
-    v = a->vpack + ((size_t) m * a->heads + head) * size;
+    k = a->kpack + ((size_t) n * a->heads + head) * size;
+    v = a->vpack + ((size_t) n * a->heads + head) * size;
 
     scores = (float *) scratch;
     maxima = scores + SD_BF16_QUERIES * SD_SCORES;
@@ -118,13 +115,13 @@ sd_bf16_attend(void *data, int task, char *scratch)
 
     sd_bf16_enter(a->amx);
 
-    for (from = 0; from < a->k.w; from += SD_BF16_KEYS) {
+    for (from = 0; from < a->keys; from += SD_BF16_KEYS) {
 
         if (a->causal && from > first + queries - 1) {
             break;
         }
 
-        keys = sd_min(SD_BF16_KEYS, a->k.w - from);
+        keys = sd_min(SD_BF16_KEYS, a->keys - from);
         padded = sd_align(keys, SD_BF16_K);
 
         for (j = 0; j < keys; j += SD_PANEL) {

@@ -33,7 +33,9 @@ typedef struct {
     float           *kpack, *vpack;
     float            scale;
     int              causal;
-    const int32_t   *kv_row;
+    sd_tables_t      kv;
+    int              k_at, v_at;
+    int              lk;
     int              blocks;        /* of queries */
     int              kblocks;       /* of keys */
 } sd_attend_t;
@@ -62,7 +64,7 @@ sd_attend_width(int columns)
 static void
 sd_attend_pack(void *data, int task, char *scratch)
 {
-    int           i, j, n, head, lk, from, last, columns;
+    int           i, j, n, head, lk, from, last, columns, ld;
     float        *dst;
     const float  *src;
     sd_attend_t  *a = data;
@@ -71,19 +73,18 @@ sd_attend_pack(void *data, int task, char *scratch)
     task /= a->kblocks;
     n = task / a->heads;
     head = task % a->heads;
-    lk = a->k.w;
+    lk = a->lk;
     last = sd_min(from + SD_KEYS, lk);
 
     dst = a->kpack + task * a->ksize + (size_t) from * a->d;
-    src = (float *) a->k.data + ((size_t) n * lk + from) * a->k.ld
-          + head * a->d;
+    src = sd_cpu_keys(&a->k, &a->kv, a->k_at, n, from, &ld) + head * a->d;
 
     for (j = from; j < sd_align(last, SD_PANEL); j++) {
         for (i = 0; i < a->d; i++) {
             dst[i * SD_PANEL] = j < last ? src[i] : 0;
         }
 
-        src += j < last ? a->k.ld : 0;
+        src += j < last ? ld : 0;
         dst += (j + 1) % SD_PANEL ? 1 : (a->d - 1) * SD_PANEL + 1;
     }
 
@@ -92,14 +93,14 @@ sd_attend_pack(void *data, int task, char *scratch)
 
         dst = a->vpack + task * a->vsize + (size_t) i * lk
               + (size_t) from * columns;
-        src = (float *) a->v.data + ((size_t) n * lk + from) * a->v.ld
+        src = sd_cpu_keys(&a->v, &a->kv, a->v_at, n, from, &ld)
               + head * a->d + i;
 
         for (j = from; j < last; j++) {
             memset(dst, 0, columns * sizeof(float));
             memcpy(dst, src, sd_min(columns, a->d - i) * sizeof(float));
 
-            src += a->v.ld;
+            src += ld;
             dst += columns;
         }
     }
@@ -109,7 +110,7 @@ sd_attend_pack(void *data, int task, char *scratch)
 static void
 sd_attend_task(void *data, int task, char *scratch)
 {
-    int           i, j, n, m, head, first, queries, keys, from, valid, columns;
+    int           i, j, n, head, first, queries, keys, from, valid, columns;
     v16           s, sum, c, top;
     float        *scores, *out, *row, *maxima, *sums, old, new, factor;
     float        *dst;
@@ -121,8 +122,6 @@ sd_attend_task(void *data, int task, char *scratch)
     first = task % a->blocks * SD_QUERIES;
     queries = sd_min(SD_QUERIES, a->q.w - first);
 
-    m = a->kv_row != NULL ? a->kv_row[n] : n;
-
     scores = (float *) scratch;
     maxima = scores + SD_QUERIES * SD_LD;
     sums = maxima + SD_QUERIES;
@@ -131,16 +130,16 @@ sd_attend_task(void *data, int task, char *scratch)
     q = (float *) a->q.data + ((size_t) n * a->q.w + first) * a->q.ld
         + head * a->d;
 
-    kp = a->kpack + ((size_t) m * a->heads + head) * a->ksize;
-    vp = a->vpack + ((size_t) m * a->heads + head) * a->vsize;
+    kp = a->kpack + ((size_t) n * a->heads + head) * a->ksize;
+    vp = a->vpack + ((size_t) n * a->heads + head) * a->vsize;
 
-    for (from = 0; from < a->k.w; from += SD_KEYS) {
+    for (from = 0; from < a->lk; from += SD_KEYS) {
 
         if (a->causal && from > first + queries - 1) {
             break;
         }
 
-        keys = sd_min(SD_KEYS, a->k.w - from);
+        keys = sd_min(SD_KEYS, a->lk - from);
 
         for (j = 0; j < keys; j += SD_PANEL) {
             sd_isa(sd_gemm)(scores + j, SD_LD, q, a->q.ld,
@@ -214,7 +213,7 @@ sd_attend_task(void *data, int task, char *scratch)
             columns = sd_attend_width(a->dcolumns - j);
 
             sd_isa(sd_gemm)(out + j, a->dcolumns, scores, SD_LD,
-                            vp + (size_t) a->k.w * j + (size_t) from * columns,
+                            vp + (size_t) a->lk * j + (size_t) from * columns,
                             columns, queries, keys, from != 0, NULL, 0);
         }
     }
@@ -249,14 +248,17 @@ sd_isa(sd_attention)(sd_context_t *cx, sd_tensor_t o, const sd_attention_t *d)
     a.d = d->q.c / d->heads;
     a.scale = d->scale * 1.44269504f;
     a.causal = d->causal;
-    a.kv_row = d->kv_row;
+    a.kv = d->kv;
+    a.k_at = d->k_at;
+    a.v_at = d->v_at;
+    a.lk = d->kv.columns ? d->kv.rows : d->k.w;
 
-    a.kpanels = (d->k.w + SD_PANEL - 1) / SD_PANEL;
+    a.kpanels = (a.lk + SD_PANEL - 1) / SD_PANEL;
     a.dcolumns = sd_align(a.d, SD_LANES);
     a.ksize = (size_t) a.kpanels * SD_PANEL * a.d;
-    a.vsize = (size_t) d->k.w * a.dcolumns;
+    a.vsize = (size_t) a.lk * a.dcolumns;
     a.blocks = (d->q.w + SD_QUERIES - 1) / SD_QUERIES;
-    a.kblocks = (d->k.w + SD_KEYS - 1) / SD_KEYS;
+    a.kblocks = (a.lk + SD_KEYS - 1) / SD_KEYS;
 
     if (SD_QUERIES * (SD_LD + 1 + SD_LANES + (size_t) a.dcolumns)
         * sizeof(float) > SD_SCRATCH)
@@ -264,9 +266,9 @@ sd_isa(sd_attention)(sd_context_t *cx, sd_tensor_t o, const sd_attention_t *d)
         return sd_fail(cx->err, "attention: heads of %d are too wide", a.d);
     }
 
-    heads = (size_t) d->k.n * d->heads;
+    heads = (size_t) d->q.n * d->heads;
 
-    pack = sd_alloc_type(cx, SD_F32, d->k.n, d->heads, a.kpanels * SD_PANEL,
+    pack = sd_alloc_type(cx, SD_F32, d->q.n, d->heads, a.kpanels * SD_PANEL,
                          a.d + a.dcolumns);
 
     if (cx->plan || cx->status != SD_OK) {

@@ -25,9 +25,8 @@ typedef struct {
     int             gamma_at;
     float           eps;
     int             silu;
-    const float    *addend;     /* or NULL; already at its column */
-    size_t          addend_ld;
-    const int32_t  *addend_row;
+    const void *const  *addend; /* or NULL: each sample's */
+    int             addend_at;
     float          *stats;      /* [n, chunks, 2, channels] */
     float          *affine;     /* [n, 2, channels] */
     float          *y;
@@ -98,7 +97,7 @@ sd_norm_combine(void *data, int task, char *scratch)
     first = task % g->groups * cpg;
 
     addend = g->addend == NULL ? NULL
-             : g->addend + g->addend_row[n] * g->addend_ld;
+             : (const float *) g->addend[n] + g->addend_at;
 
     sum = 0;
 
@@ -225,11 +224,8 @@ sd_isa(sd_group_norm)(sd_context_t *cx, sd_tensor_t y,
     g.eps = d->eps;
     g.silu = d->silu;
 
-    if (!sd_empty(&d->addend)) {
-        g.addend = (float *) d->addend.data + d->addend_at;
-        g.addend_ld = d->addend.ld;
-        g.addend_row = d->addend_row;
-    }
+    g.addend = d->addend.columns ? d->addend.at : NULL;
+    g.addend_at = d->addend_at;
 
     g.stats = stats.data;
     g.affine = affine.data;
