@@ -188,6 +188,10 @@ cudaError_t sd_cuda_embed(cudaStream_t s, sd_half_t *y, const int32_t *ids,
     const sd_half_t *table, const sd_half_t *position, int n, int l, int c);
 
 
+/* random.cu: y: [count], in -1 .. 1, to time kernels on */
+cudaError_t sd_cuda_random(cudaStream_t s, sd_half_t *y, size_t count);
+
+
 #ifdef __cplusplus
 }
 #endif

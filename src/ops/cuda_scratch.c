@@ -83,14 +83,21 @@ sd_cuda_conv_scratch(sd_context_t *cx, const sd_tensor_t *y,
 }
 
 
-/* values and gates before they meet */
+/* values and gates before they meet; what goes through an activation before a
+ * residual is added */
 
 sd_tensor_t
 sd_cuda_linear_scratch(sd_context_t *cx, const sd_linear_t *d)
 {
     sd_tensor_t  none = { 0 };
 
-    return d->w->geglu ? sd_alloc(cx, d->x.n, d->x.h, d->x.w, d->w->k) : none;
+    if (d->act == SD_ACT_GEGLU
+        || (d->act != SD_ACT_NONE && !sd_empty(&d->residual)))
+    {
+        return sd_alloc(cx, d->x.n, d->x.h, d->x.w, d->w->k);
+    }
+
+    return none;
 }
 
 

@@ -1,0 +1,869 @@
+/*
+ * Convolutions by cuDNN's backend API, NHWC fp16 with fp32 sums.
+ *
+ * The graphs are those that its precompiled engines know: conv, bias; and conv,
+ * residual, bias, in that order (the other order would be compiled at run time,
+ * for seconds).  1x1 convolutions are matrix products, and what is enlarged by
+ * nearest x2 first is that in memory.
+ *
+ * On Hopper its engines' bits depend on the depth of a slice (32 or 64) and on
+ * whether the depth is split, and on nothing else: tile, cluster and batch do
+ * not matter (72 of 72 shapes on an H100).  So candidates are slices of 64
+ * without a split, and of those the ones whose bits are the first one's.
+ */
+
+#include <stdbool.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cudnn_backend.h>
+
+#include "cuda.h"
+
+
+#define SD_CONV_CONFIGS   48
+#define SD_CONV_KNOBS     32
+#define SD_CONV_TRIAL     ((size_t) 192 << 20)
+#define SD_CONV_HOPELESS  2.0f      /* times the best: not timed to the end */
+
+
+typedef cudnnBackendDescriptor_t  sd_desc_t;
+
+/* tensors' names in a graph */
+enum {
+    SD_CONV_X = 1, SD_CONV_W, SD_CONV_Y, SD_CONV_BIAS, SD_CONV_RESIDUAL,
+    SD_CONV_SUM, SD_CONV_SUM2
+};
+
+
+typedef struct {
+    char  what[8];
+    int   n, h, w, c, oh, ow, k, r, stride, residual;
+} sd_conv_key_t;
+
+typedef struct {
+    sd_cuda_plan_t   plan;
+    sd_desc_t        exec;
+} sd_conv_plan_t;
+
+typedef struct {
+    cudnnHandle_t      cudnn;
+    sd_conv_plan_t    *plan;
+    sd_cuda_trial_t   *trial;
+    sd_conv_key_t      key;
+    size_t             x, y, w;         /* bytes */
+} sd_conv_trial_t;
+
+/* a graph under construction: everything that it made, to be destroyed */
+typedef struct {
+    cudnnStatus_t    status;
+    sd_desc_t        made[SD_CONV_CONFIGS + 64];
+    int              n;
+} sd_graph_t;
+
+
+static sd_desc_t
+sd_graph_make(sd_graph_t *g, cudnnBackendDescriptorType_t type)
+{
+    sd_desc_t  d = NULL;
+
+    if (g->n == sizeof(g->made) / sizeof(g->made[0])) {
+        g->status = CUDNN_STATUS_INTERNAL_ERROR;
+    }
+
+    if (g->status == CUDNN_STATUS_SUCCESS) {
+        g->status = cudnnBackendCreateDescriptor(type, &d);
+    }
+
+    if (d) {
+        g->made[g->n++] = d;
+    }
+
+    return d;
+}
+
+
+static void
+sd_graph_set(sd_graph_t *g, sd_desc_t d, cudnnBackendAttributeName_t name,
+    cudnnBackendAttributeType_t type, int64_t n, const void *values)
+{
+    if (g->status == CUDNN_STATUS_SUCCESS) {
+        g->status = cudnnBackendSetAttribute(d, name, type, n, values);
+    }
+}
+
+
+static void
+sd_graph_link(sd_graph_t *g, sd_desc_t d, cudnnBackendAttributeName_t name,
+    sd_desc_t to)
+{
+    sd_graph_set(g, d, name, CUDNN_TYPE_BACKEND_DESCRIPTOR, 1, &to);
+}
+
+
+static sd_desc_t
+sd_graph_done(sd_graph_t *g, sd_desc_t d)
+{
+    if (g->status == CUDNN_STATUS_SUCCESS) {
+        g->status = cudnnBackendFinalize(d);
+    }
+
+    return d;
+}
+
+
+/* keep: what is not to be destroyed with the rest, or NULL */
+
+static void
+sd_graph_free(sd_graph_t *g, sd_desc_t keep)
+{
+    while (g->n > 0) {
+        g->n--;
+
+        if (g->made[g->n] != keep) {
+            cudnnBackendDestroyDescriptor(g->made[g->n]);
+        }
+    }
+}
+
+
+/* [n, c, h, w] with the channels innermost; sums live in registers, in fp32 */
+
+static sd_desc_t
+sd_graph_tensor(sd_graph_t *g, int64_t name, int64_t n, int64_t c, int64_t h,
+    int64_t w)
+{
+    bool             inner;
+    int64_t          dims[4], strides[4], align;
+    sd_desc_t        d;
+    cudnnDataType_t  type;
+
+    inner = name == SD_CONV_SUM || name == SD_CONV_SUM2;
+    type = inner ? CUDNN_DATA_FLOAT : CUDNN_DATA_HALF;
+    align = 16;
+
+    dims[0] = n;
+    dims[1] = c;
+    dims[2] = h;
+    dims[3] = w;
+
+    strides[0] = c * h * w;
+    strides[1] = 1;
+    strides[2] = c * w;
+    strides[3] = c;
+
+    d = sd_graph_make(g, CUDNN_BACKEND_TENSOR_DESCRIPTOR);
+
+    sd_graph_set(g, d, CUDNN_ATTR_TENSOR_DATA_TYPE, CUDNN_TYPE_DATA_TYPE, 1,
+                 &type);
+    sd_graph_set(g, d, CUDNN_ATTR_TENSOR_DIMENSIONS, CUDNN_TYPE_INT64, 4,
+                 dims);
+    sd_graph_set(g, d, CUDNN_ATTR_TENSOR_STRIDES, CUDNN_TYPE_INT64, 4,
+                 strides);
+    sd_graph_set(g, d, CUDNN_ATTR_TENSOR_UNIQUE_ID, CUDNN_TYPE_INT64, 1,
+                 &name);
+    sd_graph_set(g, d, CUDNN_ATTR_TENSOR_BYTE_ALIGNMENT, CUDNN_TYPE_INT64, 1,
+                 &align);
+
+    if (inner) {
+        sd_graph_set(g, d, CUDNN_ATTR_TENSOR_IS_VIRTUAL, CUDNN_TYPE_BOOLEAN, 1,
+                     &inner);
+    }
+
+    return sd_graph_done(g, d);
+}
+
+
+static sd_desc_t
+sd_graph_conv(sd_graph_t *g, const sd_conv_key_t *key, sd_desc_t x,
+    sd_desc_t w, sd_desc_t y)
+{
+    float                    one, zero;
+    int64_t                  two, pad[2], stride[2], dilation[2];
+    sd_desc_t                c, o;
+    cudnnDataType_t          type;
+    cudnnConvolutionMode_t   mode;
+
+    two = 2;
+    pad[0] = pad[1] = key->r / 2;
+    stride[0] = stride[1] = key->stride;
+    dilation[0] = dilation[1] = 1;
+    type = CUDNN_DATA_FLOAT;
+    mode = CUDNN_CROSS_CORRELATION;
+    one = 1;
+    zero = 0;
+
+    c = sd_graph_make(g, CUDNN_BACKEND_CONVOLUTION_DESCRIPTOR);
+
+    sd_graph_set(g, c, CUDNN_ATTR_CONVOLUTION_SPATIAL_DIMS, CUDNN_TYPE_INT64,
+                 1, &two);
+    sd_graph_set(g, c, CUDNN_ATTR_CONVOLUTION_COMP_TYPE, CUDNN_TYPE_DATA_TYPE,
+                 1, &type);
+    sd_graph_set(g, c, CUDNN_ATTR_CONVOLUTION_CONV_MODE,
+                 CUDNN_TYPE_CONVOLUTION_MODE, 1, &mode);
+    sd_graph_set(g, c, CUDNN_ATTR_CONVOLUTION_PRE_PADDINGS, CUDNN_TYPE_INT64,
+                 2, pad);
+    sd_graph_set(g, c, CUDNN_ATTR_CONVOLUTION_POST_PADDINGS, CUDNN_TYPE_INT64,
+                 2, pad);
+    sd_graph_set(g, c, CUDNN_ATTR_CONVOLUTION_FILTER_STRIDES,
+                 CUDNN_TYPE_INT64, 2, stride);
+    sd_graph_set(g, c, CUDNN_ATTR_CONVOLUTION_DILATIONS, CUDNN_TYPE_INT64, 2,
+                 dilation);
+    sd_graph_done(g, c);
+
+    o = sd_graph_make(g, CUDNN_BACKEND_OPERATION_CONVOLUTION_FORWARD_DESCRIPTOR);
+
+    sd_graph_link(g, o, CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_X, x);
+    sd_graph_link(g, o, CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_W, w);
+    sd_graph_link(g, o, CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_Y, y);
+    sd_graph_link(g, o, CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_CONV_DESC, c);
+    sd_graph_set(g, o, CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_ALPHA,
+                 CUDNN_TYPE_FLOAT, 1, &one);
+    sd_graph_set(g, o, CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_BETA,
+                 CUDNN_TYPE_FLOAT, 1, &zero);
+
+    return sd_graph_done(g, o);
+}
+
+
+/* y = x + b */
+
+static sd_desc_t
+sd_graph_add(sd_graph_t *g, sd_desc_t x, sd_desc_t b, sd_desc_t y)
+{
+    sd_desc_t             p, o;
+    cudnnDataType_t       type;
+    cudnnPointwiseMode_t  mode;
+
+    type = CUDNN_DATA_FLOAT;
+    mode = CUDNN_POINTWISE_ADD;
+
+    p = sd_graph_make(g, CUDNN_BACKEND_POINTWISE_DESCRIPTOR);
+
+    sd_graph_set(g, p, CUDNN_ATTR_POINTWISE_MODE, CUDNN_TYPE_POINTWISE_MODE, 1,
+                 &mode);
+    sd_graph_set(g, p, CUDNN_ATTR_POINTWISE_MATH_PREC, CUDNN_TYPE_DATA_TYPE, 1,
+                 &type);
+    sd_graph_done(g, p);
+
+    o = sd_graph_make(g, CUDNN_BACKEND_OPERATION_POINTWISE_DESCRIPTOR);
+
+    sd_graph_link(g, o, CUDNN_ATTR_OPERATION_POINTWISE_PW_DESCRIPTOR, p);
+    sd_graph_link(g, o, CUDNN_ATTR_OPERATION_POINTWISE_XDESC, x);
+    sd_graph_link(g, o, CUDNN_ATTR_OPERATION_POINTWISE_BDESC, b);
+    sd_graph_link(g, o, CUDNN_ATTR_OPERATION_POINTWISE_YDESC, y);
+
+    return sd_graph_done(g, o);
+}
+
+
+/* the operation graph for a key */
+
+static sd_desc_t
+sd_graph_build(sd_graph_t *g, cudnnHandle_t cudnn, const sd_conv_key_t *key)
+{
+    int        n;
+    sd_desc_t  x, w, y, b, r, sum, sum2, ops[3], graph;
+
+    x = sd_graph_tensor(g, SD_CONV_X, key->n, key->c, key->h, key->w);
+    w = sd_graph_tensor(g, SD_CONV_W, key->k, key->c, key->r, key->r);
+    y = sd_graph_tensor(g, SD_CONV_Y, key->n, key->k, key->oh, key->ow);
+    b = sd_graph_tensor(g, SD_CONV_BIAS, 1, key->k, 1, 1);
+    sum = sd_graph_tensor(g, SD_CONV_SUM, key->n, key->k, key->oh, key->ow);
+
+    n = 0;
+    ops[n++] = sd_graph_conv(g, key, x, w, sum);
+
+    if (key->residual) {
+        r = sd_graph_tensor(g, SD_CONV_RESIDUAL, key->n, key->k, key->oh,
+                            key->ow);
+        sum2 = sd_graph_tensor(g, SD_CONV_SUM2, key->n, key->k, key->oh,
+                               key->ow);
+        ops[n++] = sd_graph_add(g, sum, r, sum2);
+        sum = sum2;
+    }
+
+    ops[n++] = sd_graph_add(g, sum, b, y);
+
+    graph = sd_graph_make(g, CUDNN_BACKEND_OPERATIONGRAPH_DESCRIPTOR);
+
+    sd_graph_set(g, graph, CUDNN_ATTR_OPERATIONGRAPH_HANDLE, CUDNN_TYPE_HANDLE,
+                 1, &cudnn);
+    sd_graph_set(g, graph, CUDNN_ATTR_OPERATIONGRAPH_OPS,
+                 CUDNN_TYPE_BACKEND_DESCRIPTOR, n, ops);
+
+    return sd_graph_done(g, graph);
+}
+
+
+/* engine configurations that the heuristics propose; returns how many */
+
+static int
+sd_graph_configs(sd_graph_t *g, sd_desc_t graph, sd_desc_t *configs)
+{
+    int                    i;
+    int64_t                n;
+    sd_desc_t              heur;
+    cudnnBackendHeurMode_t mode;
+
+    mode = CUDNN_HEUR_MODE_A;
+
+    heur = sd_graph_make(g, CUDNN_BACKEND_ENGINEHEUR_DESCRIPTOR);
+
+    sd_graph_link(g, heur, CUDNN_ATTR_ENGINEHEUR_OPERATION_GRAPH, graph);
+    sd_graph_set(g, heur, CUDNN_ATTR_ENGINEHEUR_MODE, CUDNN_TYPE_HEUR_MODE, 1,
+                 &mode);
+    sd_graph_done(g, heur);
+
+    for (i = 0; i < SD_CONV_CONFIGS; i++) {
+        configs[i] = sd_graph_make(g, CUDNN_BACKEND_ENGINECFG_DESCRIPTOR);
+    }
+
+    n = 0;
+
+    if (g->status == CUDNN_STATUS_SUCCESS) {
+        g->status = cudnnBackendGetAttribute(heur,
+                        CUDNN_ATTR_ENGINEHEUR_RESULTS,
+                        CUDNN_TYPE_BACKEND_DESCRIPTOR, SD_CONV_CONFIGS, &n,
+                        configs);
+    }
+
+    return g->status == CUDNN_STATUS_SUCCESS ? (int) n : 0;
+}
+
+
+/* whether an engine configuration is of the class that decides the bits:
+ * Hopper's engines have clusters, and then the slice must be the deep one;
+ * others are all taken, and told apart by their bits alone */
+
+static int
+sd_graph_in_class(sd_desc_t config)
+{
+    int                     i, cluster, deep, fits;
+    int64_t                 n, one, value;
+    sd_desc_t               knobs[SD_CONV_KNOBS];
+    cudnnBackendKnobType_t  type;
+
+    memset(knobs, 0, sizeof(knobs));
+
+    for (i = 0; i < SD_CONV_KNOBS; i++) {
+        if (cudnnBackendCreateDescriptor(CUDNN_BACKEND_KNOB_CHOICE_DESCRIPTOR,
+                                         &knobs[i])
+            != CUDNN_STATUS_SUCCESS)
+        {
+            break;
+        }
+    }
+
+    n = 0;
+    cluster = 0;
+    deep = 1;
+    fits = i == SD_CONV_KNOBS
+           && cudnnBackendGetAttribute(config,
+                  CUDNN_ATTR_ENGINECFG_KNOB_CHOICES,
+                  CUDNN_TYPE_BACKEND_DESCRIPTOR, SD_CONV_KNOBS, &n, knobs)
+              == CUDNN_STATUS_SUCCESS;
+
+    for (i = 0; i < n && fits; i++) {
+        fits = cudnnBackendGetAttribute(knobs[i],
+                   CUDNN_ATTR_KNOB_CHOICE_KNOB_TYPE, CUDNN_TYPE_KNOB_TYPE, 1,
+                   &one, &type) == CUDNN_STATUS_SUCCESS
+               && cudnnBackendGetAttribute(knobs[i],
+                      CUDNN_ATTR_KNOB_CHOICE_KNOB_VALUE, CUDNN_TYPE_INT64, 1,
+                      &one, &value) == CUDNN_STATUS_SUCCESS;
+
+        if (type == CUDNN_KNOB_TYPE_TILE_CGA_M) {
+            cluster = 1;
+        }
+
+        if (type == CUDNN_KNOB_TYPE_TILEK && value != 1) {
+            deep = 0;
+        }
+    }
+
+    for (i = 0; i < SD_CONV_KNOBS; i++) {
+        if (knobs[i]) {
+            cudnnBackendDestroyDescriptor(knobs[i]);
+        }
+    }
+
+    return fits && cluster && deep;
+}
+
+
+/* an execution plan, or NULL; not one that needs a workspace: such split the
+ * depth, or copy tensors */
+
+static sd_desc_t
+sd_conv_exec(cudnnHandle_t cudnn, sd_desc_t config, int64_t most)
+{
+    int64_t    n, workspace;
+    sd_desc_t  exec;
+
+    if (cudnnBackendCreateDescriptor(CUDNN_BACKEND_EXECUTION_PLAN_DESCRIPTOR,
+                                     &exec)
+        != CUDNN_STATUS_SUCCESS)
+    {
+        return NULL;
+    }
+
+    if (cudnnBackendSetAttribute(exec, CUDNN_ATTR_EXECUTION_PLAN_HANDLE,
+                                 CUDNN_TYPE_HANDLE, 1, &cudnn)
+            == CUDNN_STATUS_SUCCESS
+        && cudnnBackendSetAttribute(exec,
+               CUDNN_ATTR_EXECUTION_PLAN_ENGINE_CONFIG,
+               CUDNN_TYPE_BACKEND_DESCRIPTOR, 1, &config)
+           == CUDNN_STATUS_SUCCESS
+        && cudnnBackendFinalize(exec) == CUDNN_STATUS_SUCCESS
+        && cudnnBackendGetAttribute(exec,
+               CUDNN_ATTR_EXECUTION_PLAN_WORKSPACE_SIZE, CUDNN_TYPE_INT64, 1,
+               &n, &workspace)
+           == CUDNN_STATUS_SUCCESS
+        && workspace <= most)
+    {
+        return exec;
+    }
+
+    cudnnBackendDestroyDescriptor(exec);
+
+    return NULL;
+}
+
+
+static void
+sd_conv_free(sd_cuda_plan_t *plan)
+{
+    sd_conv_plan_t  *p = (sd_conv_plan_t *) plan;
+
+    if (p->exec) {
+        cudnnBackendDestroyDescriptor(p->exec);
+    }
+
+    free(p);
+}
+
+
+static cudnnStatus_t
+sd_conv_run(cudnnHandle_t cudnn, sd_conv_plan_t *p, void *y, const void *x,
+    const void *w, const void *bias, const void *residual, void *workspace)
+{
+    int            n;
+    void          *data[5];
+    int64_t        names[5];
+    sd_desc_t      pack;
+    cudnnStatus_t  rc;
+
+    n = 0;
+
+    names[n] = SD_CONV_X;
+    data[n++] = (void *) x;
+    names[n] = SD_CONV_W;
+    data[n++] = (void *) w;
+    names[n] = SD_CONV_Y;
+    data[n++] = y;
+    names[n] = SD_CONV_BIAS;
+    data[n++] = (void *) bias;
+
+    if (residual) {
+        names[n] = SD_CONV_RESIDUAL;
+        data[n++] = (void *) residual;
+    }
+
+    rc = cudnnBackendCreateDescriptor(CUDNN_BACKEND_VARIANT_PACK_DESCRIPTOR,
+                                      &pack);
+
+    if (rc != CUDNN_STATUS_SUCCESS) {
+        return rc;
+    }
+
+    rc = cudnnBackendSetAttribute(pack, CUDNN_ATTR_VARIANT_PACK_DATA_POINTERS,
+                                  CUDNN_TYPE_VOID_PTR, n, data);
+
+    if (rc == CUDNN_STATUS_SUCCESS) {
+        rc = cudnnBackendSetAttribute(pack,
+                 CUDNN_ATTR_VARIANT_PACK_UNIQUE_IDS, CUDNN_TYPE_INT64, n,
+                 names);
+    }
+
+    if (rc == CUDNN_STATUS_SUCCESS) {
+        rc = cudnnBackendSetAttribute(pack,
+                 CUDNN_ATTR_VARIANT_PACK_WORKSPACE, CUDNN_TYPE_VOID_PTR, 1,
+                 &workspace);
+    }
+
+    if (rc == CUDNN_STATUS_SUCCESS) {
+        rc = cudnnBackendFinalize(pack);
+    }
+
+    if (rc == CUDNN_STATUS_SUCCESS) {
+        rc = cudnnBackendExecute(cudnn, p->exec, pack);
+    }
+
+    cudnnBackendDestroyDescriptor(pack);
+
+    return rc;
+}
+
+
+static int
+sd_conv_try(void *data, cudaStream_t stream, int i)
+{
+    char             *m, *w;
+    size_t            left;
+    sd_conv_trial_t  *t = data;
+
+    m = t->trial->memory;
+    left = t->trial->size - t->x - t->y - t->w;
+    w = m + t->x + t->y + (size_t) i * t->w % left / 256 * 256;
+
+    return sd_conv_run(t->cudnn, t->plan, m + t->x, m, w, m,
+                       t->key.residual ? m + t->x : NULL,
+                       t->trial->workspace)
+           == CUDNN_STATUS_SUCCESS ? SD_OK : SD_ERROR;
+}
+
+
+/* the bits that a candidate gives for the same input; 0: it fails */
+
+static uint64_t
+sd_conv_bits(sd_conv_trial_t *t)
+{
+    char      *m;
+    size_t     i, n;
+    uint64_t   hash, *bits;
+
+    m = t->trial->memory;
+    n = t->y;
+
+    bits = malloc(n);
+
+    if (bits == NULL) {
+        return 0;
+    }
+
+    hash = 0;
+
+    /* the residual is the output's own place: it must be as it was */
+
+    if (sd_cuda_random(t->trial->stream, (sd_half_t *) (m + t->x), t->y / 2)
+            == cudaSuccess
+        && sd_conv_try(t, t->trial->stream, 0) == SD_OK
+        && cudaMemcpyAsync(bits, m + t->x, n, cudaMemcpyDeviceToHost,
+                           t->trial->stream) == cudaSuccess
+        && cudaStreamSynchronize(t->trial->stream) == cudaSuccess)
+    {
+        hash = 0xcbf29ce484222325;
+
+        for (i = 0; i < n / sizeof(uint64_t); i++) {
+            hash = (hash ^ bits[i]) * 0x100000001b3;
+            hash ^= hash >> 29;
+        }
+
+        hash |= 1;
+    }
+
+    free(bits);
+    (void) cudaGetLastError();
+
+    return hash;
+}
+
+
+static int
+sd_conv_choose(sd_cuda_device_t *dev, sd_conv_plan_t *p,
+    const sd_conv_key_t *key, sd_error_t *err)
+{
+    int               i, n, rc, strict;
+    float             us;
+    uint64_t          bits, first;
+    sd_desc_t         configs[SD_CONV_CONFIGS], graph, exec;
+    sd_graph_t        g = { 0 };
+    cudnnHandle_t     cudnn;
+    sd_cuda_trial_t   trial;
+    sd_conv_trial_t   t;
+
+    memset(&t, 0, sizeof(t));
+
+    t.plan = p;
+    t.trial = &trial;
+    t.key = *key;
+    t.x = ((size_t) key->n * key->h * key->w * key->c * 2 + 255) / 256 * 256;
+    t.y = ((size_t) key->n * key->oh * key->ow * key->k * 2 + 255) / 256 * 256;
+    t.w = ((size_t) key->k * key->r * key->r * key->c * 2 + 255) / 256 * 256;
+
+    if (sd_cuda_trial_begin(&trial, t.x + t.y + t.w + SD_CONV_TRIAL, err)
+        != SD_OK)
+    {
+        return SD_ERROR;
+    }
+
+    if (cudnnCreate(&cudnn) != CUDNN_STATUS_SUCCESS) {
+        sd_cuda_trial_end(dev, &trial);
+        return sd_fail(err, "cudnn does not start");
+    }
+
+    cudnnSetStream(cudnn, trial.stream);
+    t.cudnn = cudnn;
+
+    graph = sd_graph_build(&g, cudnn, key);
+    n = sd_graph_configs(&g, graph, configs);
+
+    exec = NULL;
+    first = 0;
+
+    /* of the class; where there is none, the first that works */
+
+    for (strict = 1; strict >= 0 && exec == NULL; strict--) {
+
+        for (i = 0; i < n; i++) {
+            if (strict && !sd_graph_in_class(configs[i])) {
+                continue;
+            }
+
+            p->exec = sd_conv_exec(cudnn, configs[i],
+                                   strict ? 0 : (int64_t) SD_CUDA_WORKSPACE);
+
+            if (p->exec == NULL) {
+                continue;
+            }
+
+            bits = sd_conv_bits(&t);
+
+            if (bits == 0 || (first && bits != first)) {
+                cudnnBackendDestroyDescriptor(p->exec);
+                continue;
+            }
+
+            first = bits;
+            us = dev->tune ? sd_cuda_trial_time(&trial, sd_conv_try, &t) : 1;
+
+            if (us > 0 && (exec == NULL || us < p->plan.us)) {
+                if (exec) {
+                    cudnnBackendDestroyDescriptor(exec);
+                }
+
+                exec = p->exec;
+                p->plan.us = us;
+
+            } else {
+                cudnnBackendDestroyDescriptor(p->exec);
+            }
+
+            if (!dev->tune || !strict) {
+                break;
+            }
+        }
+    }
+
+    p->exec = exec;
+    rc = SD_OK;
+
+    if (exec == NULL) {
+        rc = sd_fail(err, "cudnn has no %dx%d convolution of [%d, %d, %d, %d] "
+                     "to %d channels (%s)", key->r, key->r, key->n, key->h,
+                     key->w, key->c, key->k, cudnnGetErrorString(g.status));
+    }
+
+    sd_graph_free(&g, NULL);
+    cudnnDestroy(cudnn);
+    sd_cuda_trial_end(dev, &trial);
+
+    return rc;
+}
+
+
+static sd_conv_plan_t *
+sd_conv_plan(sd_cuda_device_t *dev, const sd_conv_key_t *key, sd_error_t *err)
+{
+    sd_conv_plan_t  *p;
+
+    p = (sd_conv_plan_t *) sd_cuda_plan_find(dev, key, sizeof(*key));
+
+    if (p) {
+        return p;
+    }
+
+    p = calloc(1, sizeof(sd_conv_plan_t));
+
+    if (p == NULL) {
+        sd_fail(err, "no memory for a plan");
+        return NULL;
+    }
+
+    p->plan.free = sd_conv_free;
+
+    if (sd_conv_choose(dev, p, key, err) != SD_OK) {
+        sd_conv_free(&p->plan);
+        return NULL;
+    }
+
+    if (sd_cuda_plan_add(dev, &p->plan, key, sizeof(*key)) != SD_OK) {
+        sd_fail(err, "no memory for a plan");
+        return NULL;
+    }
+
+    return p;
+}
+
+
+/* y = conv(x), x one packed tensor of w's channels */
+
+static int
+sd_conv_library(sd_context_t *cx, sd_tensor_t y, const sd_conv2d_t *d,
+    const sd_tensor_t *x)
+{
+    cudnnStatus_t       rc;
+    sd_conv_key_t       key;
+    sd_conv_plan_t     *plan;
+    sd_cuda_packed_t    p;
+    sd_cuda_context_t  *c = sd_cuda_of(cx);
+
+    sd_cuda_packed(d->w, &p);
+
+    memset(&key, 0, sizeof(key));
+
+    strcpy(key.what, "conv");
+    key.n = x->n;
+    key.h = x->h;
+    key.w = x->w;
+    key.c = x->c;
+    key.oh = y.h;
+    key.ow = y.w;
+    key.k = y.c;
+    key.r = d->w->r;
+    key.stride = d->w->stride;
+    key.residual = !sd_empty(&d->residual);
+
+    pthread_mutex_lock(&c->device->lock);
+    plan = sd_conv_plan(c->device, &key, cx->err);
+    pthread_mutex_unlock(&c->device->lock);
+
+    if (plan == NULL) {
+        return SD_ERROR;
+    }
+
+    rc = sd_conv_run(c->cudnn, plan, y.data, x->data, d->w->data,
+                     (char *) d->w->data + p.bias, d->residual.data,
+                     c->workspace);
+
+    return rc == CUDNN_STATUS_SUCCESS
+           ? SD_OK : sd_fail(cx->err, "cudnn: %s", cudnnGetErrorString(rc));
+}
+
+
+/* 1x1: a product, or two where there are two inputs */
+
+static int
+sd_conv_product(sd_context_t *cx, sd_tensor_t y, const sd_conv2d_t *d)
+{
+    sd_cuda_gemm_t    g = { 0 };
+    sd_cuda_packed_t  p;
+
+    sd_cuda_packed(d->w, &p);
+
+    g.y = y.data;
+    g.x = d->x.data;
+    g.w = d->w->data;
+    g.bias = (sd_half_t *) ((char *) d->w->data + p.bias);
+    g.residual = d->residual.data;
+    g.rows = y.n * y.h * y.w;
+    g.cols = y.c;
+    g.depth = d->x.c;
+    g.ldx = d->x.c;
+    g.ldw = d->w->c;
+    g.ldy = y.c;
+    g.alpha = 1;
+
+    if (sd_cuda_gemm(cx, &g) != SD_OK || sd_empty(&d->x2)) {
+        return cx->status;
+    }
+
+    g.x = d->x2.data;
+    g.w += d->x.c;
+    g.bias = NULL;
+    g.residual = y.data;
+    g.depth = d->x2.c;
+    g.ldx = d->x2.c;
+
+    return sd_cuda_gemm(cx, &g);
+}
+
+
+static int
+sd_conv_direct(sd_context_t *cx, sd_tensor_t y, const sd_conv2d_t *d)
+{
+    sd_cuda_conv_t    c = { 0 };
+    sd_cuda_packed_t  p;
+
+    sd_cuda_packed(d->w, &p);
+
+    c.y = y.data;
+    c.x = d->x.data;
+    c.x2 = d->x2.data;
+    c.w = d->w->data;
+    c.bias = (sd_half_t *) ((char *) d->w->data + p.bias);
+    c.residual = d->residual.data;
+    c.n = d->x.n;
+    c.h = d->x.h;
+    c.wd = d->x.w;
+    c.c = d->x.c;
+    c.c2 = sd_empty(&d->x2) ? 0 : d->x2.c;
+    c.oh = y.h;
+    c.ow = y.w;
+    c.k = y.c;
+    c.r = d->w->r;
+    c.stride = d->w->stride;
+    c.upsample = d->w->upsample;
+
+    return sd_cuda_done(cx, sd_cuda_conv_direct(sd_cuda_stream(cx), &c),
+                        "conv_direct");
+}
+
+
+int
+sd_cuda_conv2d(sd_context_t *cx, sd_tensor_t y, const sd_conv2d_t *d)
+{
+    int           rc;
+    cudaError_t   e;
+    sd_tensor_t   t;
+    cudaStream_t  s;
+
+    t = sd_cuda_conv_scratch(cx, &y, d);
+
+    if (cx->plan || cx->status != SD_OK) {
+        sd_free(cx, &t);
+        return cx->status;
+    }
+
+    if (sd_cuda_is_direct(d->w)) {
+        return sd_conv_direct(cx, y, d);
+    }
+
+    if (d->w->r == 1 && d->w->stride == 1
+        && (sd_empty(&d->x2) || d->x.c % 8 == 0))
+    {
+        return sd_conv_product(cx, y, d);
+    }
+
+    if (sd_empty(&t)) {
+        return sd_conv_library(cx, y, d, &d->x);
+    }
+
+    s = sd_cuda_stream(cx);
+
+    e = d->w->upsample
+        ? sd_cuda_upsample(s, t.data, d->x.data, d->x.n, d->x.h, d->x.w,
+                           d->x.c, t.h, t.w)
+        : sd_cuda_concat(s, t.data, d->x.data, d->x2.data,
+                         (size_t) t.n * t.h * t.w, d->x.c, d->x2.c);
+
+    rc = sd_cuda_done(cx, e, "upsample or concat");
+
+    if (rc == SD_OK) {
+        rc = sd_conv_library(cx, y, d, &t);
+    }
+
+    sd_free(cx, &t);
+
+    return rc;
+}

@@ -1,0 +1,140 @@
+/*
+ * The cuda backend's inside.
+ *
+ * DESIGN
+ *
+ * device.c is cards and contexts, memory and transfers, recordings, and the
+ * table of operations.  An operation picks its kernel: convolutions are
+ * cuDNN's (conv.c), matrix products cublasLt's (gemm.c), attention is ours, or
+ * two products with a softmax between for wide heads (attention.c), everything
+ * else is ours (kernels.h).
+ *
+ * What a library computes is a *plan*: an algorithm for one shape, chosen once
+ * a device by timing (tune.c) and kept.  Algorithms sum in different orders, so
+ * the choice is confined to those that give the same bits whatever the batch:
+ * no split over the depth, and for convolutions one size of its slices.
+ *
+ * A context has a stream and a workspace that its operations share, which its
+ * stream's order makes safe.  Nothing allocates, waits or tunes while a
+ * recording is replayed.  Plans belong to the device, under its lock.
+ */
+
+#ifndef SD_CUDA_H
+#define SD_CUDA_H
+
+#include <pthread.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cublasLt.h>
+#include <cuda_runtime_api.h>
+#include <cudnn.h>
+
+#include "../src/ops/check.h"
+#include "../src/ops/cuda.h"
+#include "kernels.h"
+
+
+#define SD_CUDA_WORKSPACE  ((size_t) 32 << 20)
+#define SD_CUDA_BUCKETS    512
+
+
+/* tune.c: plans by key; a key is plain bytes, zeroed before it is filled */
+
+typedef struct sd_cuda_plan_s  sd_cuda_plan_t;
+
+struct sd_cuda_plan_s {
+    sd_cuda_plan_t   *next;
+    void             *key;
+    size_t            size;
+    float             us;           /* measured; 0: not */
+    void            (*free)(sd_cuda_plan_t *p);
+};
+
+
+typedef struct {
+    int                ordinal;
+    sd_cuda_chip_t     chip;
+    cublasLtHandle_t   lt;
+    cudaStream_t       transfer;    /* of contexts without an arena */
+    int                tune;        /* 0: the library's first choice */
+
+    pthread_mutex_t    lock;        /* of what follows */
+    sd_cuda_plan_t    *plans[SD_CUDA_BUCKETS];
+    size_t             nplans;
+    double             tuned;       /* seconds that it took so far */
+} sd_cuda_device_t;
+
+
+typedef struct {
+    sd_cuda_device_t  *device;
+    cudaStream_t       stream;
+    int                owned;       /* the stream is */
+    cudnnHandle_t      cudnn;       /* NULL in a context without an arena */
+    void              *workspace;   /* SD_CUDA_WORKSPACE */
+} sd_cuda_context_t;
+
+
+#define sd_cuda_of(cx)      ((sd_cuda_context_t *) (cx)->impl)
+#define sd_cuda_stream(cx)  (sd_cuda_of(cx)->stream)
+
+
+/* SD_OK, or the error in words */
+int sd_cuda_done(sd_context_t *cx, cudaError_t rc, const char *what);
+int sd_cuda_fail(sd_error_t *err, cudaError_t rc, const char *what);
+
+
+/* tune.c */
+
+sd_cuda_plan_t *sd_cuda_plan_find(sd_cuda_device_t *dev, const void *key,
+    size_t size);
+/* takes plan; copies key */
+int sd_cuda_plan_add(sd_cuda_device_t *dev, sd_cuda_plan_t *plan,
+    const void *key, size_t size);
+void sd_cuda_plans_free(sd_cuda_device_t *dev);
+
+
+/*
+ * a trial: a stream and memory of random numbers to time candidates on
+ */
+typedef struct {
+    cudaStream_t   stream;
+    char          *memory;
+    size_t         size;
+    void          *workspace;
+    double         started;
+} sd_cuda_trial_t;
+
+int sd_cuda_trial_begin(sd_cuda_trial_t *t, size_t size, sd_error_t *err);
+void sd_cuda_trial_end(sd_cuda_device_t *dev, sd_cuda_trial_t *t);
+
+/* microseconds a launch, by replays of a graph; run() enqueues launch i; < 0
+ * where it failed */
+float sd_cuda_trial_time(sd_cuda_trial_t *t,
+    int (*run)(void *data, cudaStream_t stream, int i), void *data);
+
+
+/*
+ * gemm.c: y = alpha x w^T + bias + residual
+ * x: [rows, depth], rows ldx apart; w: [cols, depth], ldw apart, or where
+ * w_by_depth [depth, cols]; y, residual: [rows, cols], ldy apart; bias: [cols]
+ */
+typedef struct {
+    void              *y;           /* fp16, or F32 where y_is_float */
+    const sd_half_t   *x, *w, *bias, *residual;
+    int                rows, cols, depth, ldx, ldw, ldy;
+    int                w_by_depth, y_is_float;
+    float              alpha;
+} sd_cuda_gemm_t;
+
+int sd_cuda_gemm(sd_context_t *cx, const sd_cuda_gemm_t *g);
+
+
+/* operations, as in sd_ops_t */
+
+int sd_cuda_conv2d(sd_context_t *cx, sd_tensor_t y, const sd_conv2d_t *d);
+int sd_cuda_linear(sd_context_t *cx, sd_tensor_t y, const sd_linear_t *d);
+int sd_cuda_attend(sd_context_t *cx, sd_tensor_t o, const sd_attention_t *d);
+
+
+#endif
