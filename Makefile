@@ -56,7 +56,8 @@ endif
 OBJS      += $(ISA_OBJS)
 CLI       := $(sort $(wildcard src/cli/*.c))
 UNITS     := $(sort $(wildcard t/unit/*.c))
-TESTS     := $(UNITS:%.c=$(BUILD)/%)
+UNITS_CXX := $(sort $(wildcard t/unit/*.cpp))
+TESTS     := $(UNITS:%.c=$(BUILD)/%) $(UNITS_CXX:%.cpp=$(BUILD)/%)
 FUZZ      := $(sort $(wildcard t/fuzz/*.c))
 FUZZERS   := $(FUZZ:%.c=$(BUILD)/%)
 FUZZ_TIME ?= 60
@@ -76,6 +77,8 @@ help:
 	@echo 'make test      every test; T=t/reload.t for one,'
 	@echo '               T=build/t/unit/buf for a unit'
 	@echo 'make units     build the unit tests only'
+	@echo 'make cuda-kernels  the kernels, by nvcc; CUDA_ARCHS=90a for one chip'
+	@echo 'make gpu-kernels   build/t/gpu/kernels, their test on a GPU'
 	@echo 'make bench     measure this machine, write bench/RESULTS.md'
 	@echo 'make golden    remake the reference numbers (torch, diffusers)'
 	@echo 'make fuzz      FUZZ_TIME=60 seconds a parser, with clang'
@@ -114,6 +117,46 @@ $(BUILD)/sd: $(CLI:%.c=$(BUILD)/%.o) $(BUILD)/libsd.a
 lib: $(BUILD)/libsd.a
 
 
+# cuda: only nvcc's users need it; make CUDA_ARCHS=90a builds for one chip.
+# A spill or local memory is an error, and so are wgmmas that ptxas puts one
+# after the other, of which it only informs (C7517, C7519).
+
+NVCC       ?= $(or $(shell command -v nvcc 2>/dev/null),\
+                  $(wildcard /usr/local/cuda/bin/nvcc),nvcc)
+CUDA_ARCHS ?= 80 86 89 90a 90-ptx
+CUDA_SRCS  := $(sort $(wildcard cuda/*.cu))
+CUDA_OBJS  := $(CUDA_SRCS:%.cu=$(BUILD)/%.o)
+NVFLAGS    += -O3 -std=c++17 -Xcompiler=-fPIC,-fvisibility=hidden \
+              -Xptxas=-warn-spills,-warn-lmem-usage,-Werror \
+              $(foreach a,$(filter-out %-ptx,$(CUDA_ARCHS)),\
+                  -gencode=arch=compute_$a,code=sm_$a) \
+              $(foreach a,$(patsubst %-ptx,%,$(filter %-ptx,$(CUDA_ARCHS))),\
+                  -gencode=arch=compute_$a,code=compute_$a)
+
+# the bytes of the cpu backend, which has no FMA there
+$(BUILD)/cuda/sampler.o $(BUILD)/cuda/picture.o: NVFLAGS += -fmad=false
+
+$(BUILD)/cuda/%.o: cuda/%.cu
+	@mkdir -p $(@D)
+	$(NVCC) $(NVFLAGS) -MMD -MP -MF $(@:.o=.d) -c -o $@ $< > $@.log 2>&1 \
+	    || { cat $@.log; exit 1; }
+	@cat $@.log
+	@if grep -E 'C75(17|19)' $@.log; then rm -f $@; exit 1; fi
+
+.PHONY: cuda-kernels
+cuda-kernels: $(CUDA_OBJS)
+
+-include $(CUDA_OBJS:.o=.d)
+
+# measures and checks them; wants a GPU, nvcc and gcc, nothing else
+$(BUILD)/t/gpu/kernels: t/gpu/kernels.c $(CUDA_OBJS)
+	@mkdir -p $(@D)
+	$(NVCC) -O2 -Xcompiler=-Wall,-ffp-contract=off -o $@ $^ -lm
+
+.PHONY: gpu-kernels
+gpu-kernels: $(BUILD)/t/gpu/kernels
+
+
 # the module, by nginx's own configure; SD_LIB says that libsd.a is there
 
 NGX_OBJS  := $(abspath $(BUILD))/nginx
@@ -147,6 +190,17 @@ $(BUILD)/bench/%: $(BUILD)/bench/%.o $(BUILD)/libsd.a
 $(BUILD)/t/unit/%: $(BUILD)/t/unit/%.o $(BUILD)/libsd.a
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LDLIBS)
+
+# kernels as C++ for the host; t/unit/cuda has what plays the device
+CXXFLAGS  += -std=gnu++17 $(OPT) -O2 -g -ffp-contract=off -Wall -Wextra \
+             -Werror -Wno-unused-parameter -Wno-unknown-pragmas \
+             -Wno-unused-function -Wno-missing-field-initializers \
+             $(SAN_$(SANITIZE)) $(if $(SANITIZE),-fno-omit-frame-pointer)
+
+$(BUILD)/t/unit/%: t/unit/%.cpp
+	@mkdir -p $(@D)
+	$(CXX) $(CPPFLAGS) -DSD_CUDA_HOST -It/unit/cuda $(CXXFLAGS) $(LDFLAGS) \
+	    -MMD -MP -o $@ $<
 
 .PHONY: units
 units: $(TESTS)
@@ -268,4 +322,5 @@ clean:
 
 
 .PRECIOUS: $(BUILD)/%.o
--include $(OBJS:.o=.d) $(CLI:%.c=$(BUILD)/%.d) $(UNITS:%.c=$(BUILD)/%.d)
+-include $(OBJS:.o=.d) $(CLI:%.c=$(BUILD)/%.d) $(UNITS:%.c=$(BUILD)/%.d) \
+         $(UNITS_CXX:%.cpp=$(BUILD)/%.d)

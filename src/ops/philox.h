@@ -6,7 +6,7 @@
  *
  * Logarithm and sine are our own, in double precision by basic operations
  * alone, and rounded to float at the end: the same bytes on any machine and
- * with any C library.  Compile with -ffp-contract=off.
+ * with any C library.  Compile with -ffp-contract=off (nvcc: -fmad=false).
  */
 
 #ifndef SD_PHILOX_H
@@ -17,7 +17,16 @@
 #include <string.h>
 
 
-static inline void
+/* kernels include this, too */
+
+#ifdef __CUDACC__
+#define SD_PHILOX_FN  static __device__ inline
+#else
+#define SD_PHILOX_FN  static inline
+#endif
+
+
+SD_PHILOX_FN void
 sd_philox(uint32_t c[4], uint64_t seed)
 {
     int       i;
@@ -49,7 +58,7 @@ sd_philox(uint32_t c[4], uint64_t seed)
 
 /* natural logarithm, 0 < x < 1; 2 atanh((m - 1) / (m + 1)) by its series */
 
-static inline double
+SD_PHILOX_FN double
 sd_philox_log(double x)
 {
     int       i, e;
@@ -81,7 +90,7 @@ sd_philox_log(double x)
 
 /* sin(2 pi v), 0 < v < 1; Taylor's series on an eighth of the circle */
 
-static inline double
+SD_PHILOX_FN double
 sd_philox_sin(double v)
 {
     int     i, q;
@@ -113,7 +122,7 @@ sd_philox_sin(double v)
 
 /* the number that torch's CUDA generator gives element i of its draw */
 
-static inline float
+SD_PHILOX_FN float
 sd_philox_normal(uint64_t seed, uint32_t draw, uint32_t i)
 {
     double    u, v;

@@ -1,0 +1,321 @@
+/*
+ * What the kernels share: vectors of eight halves, sums over a warp, a few
+ * instructions that CUDA has no name for, launches.
+ *
+ * The kernels are plain enough to be compiled as C++ for the host, too, where
+ * t/unit/cuda/cuda_host.h plays the device (SD_CUDA_HOST): so their tests need
+ * no GPU.
+ */
+
+#ifndef SD_CUDA_COMMON_CUH
+#define SD_CUDA_COMMON_CUH
+
+#include <math.h>
+#include <stdint.h>
+
+#include <cuda_fp16.h>
+
+#include "kernels.h"
+
+
+#define sd_cuda_min(a, b)   ((a) < (b) ? (a) : (b))
+#define sd_cuda_max(a, b)   ((a) > (b) ? (a) : (b))
+#define sd_cuda_div(a, b)   (((a) + (b) - 1) / (b))
+
+#define SD_FN  static __device__ __forceinline__
+
+
+#ifndef SD_CUDA_HOST
+
+/* enqueues; its value is the launch's error */
+
+#define sd_launch(kernel, grid, block, shared, stream, ...)                   \
+    (kernel<<<grid, block, shared, stream>>>(__VA_ARGS__), cudaGetLastError())
+
+/* the launch's dynamic shared memory, aligned to 16 bytes */
+
+#define SD_SHARED(type, name)                                                 \
+    extern __shared__ uint4  sd_shared_memory[];                              \
+    type *name = (type *) sd_shared_memory
+
+
+/* 2^x and 1 / x as the hardware has them, two units in the last place off */
+
+SD_FN float
+sd_exp2(float x)
+{
+    float  y;
+
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+
+SD_FN float
+sd_rcp(float x)
+{
+    float  y;
+
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+
+/* 16 bytes to shared memory past the registers */
+
+SD_FN void
+sd_copy_async(void *shared, const void *global)
+{
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;"
+                 :: "r"((uint32_t) __cvta_generic_to_shared(shared)),
+                    "l"(global) : "memory");
+}
+
+
+SD_FN void
+sd_copy_commit(void)
+{
+    asm volatile("cp.async.commit_group;" ::: "memory");
+}
+
+
+/* waits for this thread's groups of copies, but for the latest N */
+
+template <int N>
+SD_FN void
+sd_copy_wait(void)
+{
+    asm volatile("cp.async.wait_group %0;" :: "n"(N) : "memory");
+}
+
+
+/* clusters; nothing before sm_90 */
+
+SD_FN void
+sd_cluster_arrive(void)
+{
+#if __CUDA_ARCH__ >= 900
+    asm volatile("barrier.cluster.arrive.release;" ::: "memory");
+#endif
+}
+
+
+SD_FN void
+sd_cluster_wait(void)
+{
+#if __CUDA_ARCH__ >= 900
+    asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
+#endif
+}
+
+
+/* to the place p of block rank's shared memory */
+
+SD_FN void
+sd_cluster_store(float2 *p, int rank, float2 v)
+{
+#if __CUDA_ARCH__ >= 900
+    uint32_t  at;
+
+    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;"
+                 : "=r"(at)
+                 : "r"((uint32_t) __cvta_generic_to_shared(p)), "r"(rank));
+    asm volatile("st.shared::cluster.v2.f32 [%0], {%1, %2};"
+                 :: "r"(at), "f"(v.x), "f"(v.y) : "memory");
+#endif
+}
+
+#endif
+
+
+SD_FN float
+sd_to_float(sd_half_t h)
+{
+    return __half2float(__ushort_as_half(h));
+}
+
+
+SD_FN sd_half_t
+sd_to_half(float f)
+{
+    return __half_as_ushort(__float2half_rn(f));
+}
+
+
+/* v: [W]; W = 8: 16 bytes, aligned; W = 1: any address */
+
+template <int W>
+SD_FN void
+sd_unpack(float *v, uint4 u)
+{
+    int       i;
+    float2    f;
+    uint32_t  w[4] = { u.x, u.y, u.z, u.w };
+
+    if constexpr (W == 1) {
+        v[0] = sd_to_float((sd_half_t) u.x);
+
+    } else {
+
+#pragma unroll
+        for (i = 0; i < W / 2; i++) {
+            f = __half22float2(*(__half2 *) &w[i]);
+            v[2 * i] = f.x;
+            v[2 * i + 1] = f.y;
+        }
+    }
+}
+
+
+template <int W>
+SD_FN uint4
+sd_load_raw(const sd_half_t *p)
+{
+    if (W == 8) {
+        return *(const uint4 *) p;
+    }
+
+    return make_uint4(*p, 0, 0, 0);
+}
+
+
+template <int W>
+SD_FN void
+sd_load(float *v, const sd_half_t *p)
+{
+    sd_unpack<W>(v, sd_load_raw<W>(p));
+}
+
+
+template <int W>
+SD_FN void
+sd_store(sd_half_t *p, const float *v)
+{
+    int       i;
+    __half2   h;
+    uint32_t  w[4];
+
+    if constexpr (W == 1) {
+        *p = sd_to_half(v[0]);
+
+    } else {
+
+#pragma unroll
+        for (i = 0; i < W / 2; i++) {
+            h = __floats2half2_rn(v[2 * i], v[2 * i + 1]);
+            w[i] = *(uint32_t *) &h;
+        }
+
+        *(uint4 *) p = make_uint4(w[0], w[1], w[2], w[3]);
+    }
+}
+
+
+/* F32, in the same portions */
+
+template <int W>
+SD_FN void
+sd_load_f32(float *v, const float *p)
+{
+    int     i;
+    float4  f;
+
+    if constexpr (W == 1) {
+        v[0] = *p;
+
+    } else {
+
+#pragma unroll
+        for (i = 0; i < W / 4; i++) {
+            f = ((const float4 *) p)[i];
+            v[4 * i] = f.x;
+            v[4 * i + 1] = f.y;
+            v[4 * i + 2] = f.z;
+            v[4 * i + 3] = f.w;
+        }
+    }
+}
+
+
+/*
+ * x / (1 + exp(-x)).  Two reciprocals are one, of the product: the unit that
+ * makes exponentials and reciprocals is the narrowest.  2^57 squared is still
+ * a float, and x / 2^57 is nothing in fp16.
+ */
+
+SD_FN void
+sd_silu2(float *a, float *b)
+{
+    float  p, q, r;
+
+    p = 1 + sd_exp2(fminf(*a * -1.44269504f, 57));
+    q = 1 + sd_exp2(fminf(*b * -1.44269504f, 57));
+    r = sd_rcp(p * q);
+
+    *a *= q * r;
+    *b *= p * r;
+}
+
+
+template <int W>
+SD_FN void
+sd_silu(float *v)
+{
+    int    i;
+    float  unused = 0;
+
+    if constexpr (W == 1) {
+        sd_silu2(v, &unused);
+
+    } else {
+
+#pragma unroll
+        for (i = 0; i < W; i += 2) {
+            sd_silu2(&v[i], &v[i + 1]);
+        }
+    }
+}
+
+
+/* over L neighbouring lanes; every lane gets the same sum */
+
+template <int L>
+SD_FN float
+sd_warp_sum(float v)
+{
+    int  i;
+
+#pragma unroll
+    for (i = L / 2; i > 0; i /= 2) {
+        v += __shfl_xor_sync(0xffffffff, v, i);
+    }
+
+    return v;
+}
+
+
+template <int L>
+SD_FN float
+sd_warp_max(float v)
+{
+    int  i;
+
+#pragma unroll
+    for (i = L / 2; i > 0; i /= 2) {
+        v = fmaxf(v, __shfl_xor_sync(0xffffffff, v, i));
+    }
+
+    return v;
+}
+
+
+/* 1: may be read as vectors of 16 bytes */
+
+static inline int
+sd_cuda_aligned(const void *p)
+{
+    return ((uintptr_t) p & 15) == 0;
+}
+
+
+#endif
