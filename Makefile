@@ -181,6 +181,31 @@ $(BUILD)/ngx_http_sd_module.so: $(BUILD)/nginx/Makefile $(BUILD)/libsd.a \
 	cp $(NGX_OBJS)/ngx_http_sd_module.so $@.new && mv -f $@.new $@
 
 
+# cuda
+
+CUDA      ?= /usr/local/cuda
+NVCC      ?= $(CUDA)/bin/nvcc
+CUDA_ARCHS ?= 80 86 89 90a
+
+# code that spills is an error; never -arch=sm_90a, which builds plain sm_90 too
+NVFLAGS   += -std=c++17 -O3 \
+             -Xptxas=-warn-spills,-warn-lmem-usage,-Werror \
+             $(foreach a,$(CUDA_ARCHS),-gencode=arch=compute_$a,code=sm_$a)
+
+$(BUILD)/cuda/%.o: cuda/%.cu $(wildcard cuda/*.h) src/ops/slot.h
+	@mkdir -p $(@D)
+	$(NVCC) $(NVFLAGS) -c -o $@ $<
+
+$(BUILD)/t/gpu/attention: t/gpu/attention.c $(BUILD)/cuda/attention.o \
+        cuda/kernels.h
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) -I$(CUDA)/include -o $@ $(filter %.c %.o,$^) \
+	    -L$(CUDA)/lib64 -lcudart_static -ldl -lrt -lm -lstdc++ -pthread
+
+.PHONY: gpu-attention
+gpu-attention: $(BUILD)/t/gpu/attention
+
+
 # tests
 
 $(BUILD)/bench/%: $(BUILD)/bench/%.o $(BUILD)/libsd.a
