@@ -146,15 +146,35 @@ $(BUILD)/cuda/%.o: cuda/%.cu
 .PHONY: cuda-kernels
 cuda-kernels: $(CUDA_OBJS)
 
--include $(CUDA_OBJS:.o=.d)
+# the backend, beside the files that load it; what it shares with libsd.a knows
+# no backend
+CUDA_HOME  ?= $(patsubst %/bin/nvcc,%,$(realpath $(NVCC)))
+CUDA_HOST  := $(patsubst %.c,$(BUILD)/%.o,$(sort $(wildcard cuda/*.c)) \
+                 src/ops/arena.c src/ops/cuda_scratch.c src/io/error.c \
+                 src/io/utf8.c)
+CUDA_LIBS  := -L$(CUDA_HOME)/lib64 -lcublasLt -lcudnn -lcudart_static -ldl \
+              -lrt -lm -lstdc++ -pthread
 
-# measures and checks them; wants a GPU, nvcc and gcc, nothing else
-$(BUILD)/t/gpu/kernels: t/gpu/kernels.c $(CUDA_OBJS)
+$(BUILD)/cuda/%.o: CPPFLAGS += -isystem $(CUDA_HOME)/include
+
+$(BUILD)/sd_cuda.so: $(CUDA_OBJS) $(CUDA_HOST)
+	$(CC) $(CFLAGS) $(LDFLAGS) -shared -Wl,--no-undefined -o $@.new $^ \
+	    $(CUDA_LIBS) && mv -f $@.new $@
+
+.PHONY: cuda
+cuda: $(BUILD)/sd_cuda.so
+
+-include $(CUDA_OBJS:.o=.d) $(CUDA_HOST:.o=.d)
+
+# programs that check and time it on a GPU; they want nvcc and gcc, cuDNN, and
+# nothing else
+GPU_TESTS  := $(patsubst %.c,$(BUILD)/%,$(sort $(wildcard t/gpu/*.c)))
+
+$(BUILD)/t/gpu/%.o: CPPFLAGS += -isystem $(CUDA_HOME)/include
+
+$(BUILD)/t/gpu/%: $(BUILD)/t/gpu/%.o $(CUDA_OBJS)
 	@mkdir -p $(@D)
-	$(NVCC) -O2 -Xcompiler=-Wall,-ffp-contract=off -o $@ $^ -lm
-
-.PHONY: gpu-kernels
-gpu-kernels: $(BUILD)/t/gpu/kernels
+	$(CC) $(CFLAGS) -o $@ $^ $(CUDA_LIBS)
 
 
 # the module, by nginx's own configure; SD_LIB says that libsd.a is there
@@ -179,31 +199,6 @@ $(BUILD)/ngx_http_sd_module.so: $(BUILD)/nginx/Makefile $(BUILD)/libsd.a \
         $(wildcard ngx_http_sd*) $(wildcard src/*/*.h)
 	env -u CFLAGS $(MAKE) -f $(NGX_OBJS)/Makefile -C $(NGINX_SRC) modules
 	cp $(NGX_OBJS)/ngx_http_sd_module.so $@.new && mv -f $@.new $@
-
-
-# cuda
-
-CUDA      ?= /usr/local/cuda
-NVCC      ?= $(CUDA)/bin/nvcc
-CUDA_ARCHS ?= 80 86 89 90a
-
-# code that spills is an error; never -arch=sm_90a, which builds plain sm_90 too
-NVFLAGS   += -std=c++17 -O3 \
-             -Xptxas=-warn-spills,-warn-lmem-usage,-Werror \
-             $(foreach a,$(CUDA_ARCHS),-gencode=arch=compute_$a,code=sm_$a)
-
-$(BUILD)/cuda/%.o: cuda/%.cu $(wildcard cuda/*.h) src/ops/slot.h
-	@mkdir -p $(@D)
-	$(NVCC) $(NVFLAGS) -c -o $@ $<
-
-$(BUILD)/t/gpu/attention: t/gpu/attention.c $(BUILD)/cuda/attention.o \
-        cuda/kernels.h
-	@mkdir -p $(@D)
-	$(CC) $(CFLAGS) -I$(CUDA)/include -o $@ $(filter %.c %.o,$^) \
-	    -L$(CUDA)/lib64 -lcudart_static -ldl -lrt -lm -lstdc++ -pthread
-
-.PHONY: gpu-attention
-gpu-attention: $(BUILD)/t/gpu/attention
 
 
 # tests

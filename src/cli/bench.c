@@ -36,6 +36,7 @@ typedef struct {
 
 typedef struct {
     const char       *path;
+    const char       *name;             /* of the device */
     int               threads;
     sd_precision_t    precision;
     int               rounds;
@@ -48,6 +49,7 @@ typedef struct {
     sd_device_t      *device;
     sd_model_t       *model;
     sd_context_t      cx;
+    sd_batch_t       *batch;
     sd_picture_t     *picture;
     uint8_t          *rgb;
     sd_cli_memory_t   memory;
@@ -65,6 +67,7 @@ typedef int (*sd_bench_part_pt)(sd_bench_t *b, double *seconds,
 
 static const struct option  sd_bench_options[] = {
     { "model",     required_argument, NULL, 'm' },
+    { "device",    required_argument, NULL, 'd' },
     { "precision", required_argument, NULL, 'P' },
     { "threads",   required_argument, NULL, 't' },
     { "size",      required_argument, NULL, 'S' },
@@ -85,6 +88,7 @@ static const char  sd_bench_usage[] =
 "picture from prompt to JPEG, and memory.\n"
 "\n"
 "    --model DIR         the embedded model\n"
+"    --device NAME       cpu, or cuda, cuda:0 ...\n"
 "    --precision NAME    exact or bf16\n"
 "    --threads N         as many as this process may use\n"
 "    --size WxH          the model's own\n"
@@ -163,7 +167,7 @@ sd_bench_step(sd_bench_t *b, double *seconds, sd_error_t *err)
 
     start = sd_now();
 
-    if (sd_picture_step(b->picture, &b->cx, NULL, err) != SD_OK) {
+    if (sd_cli_step(b->batch, b->picture, err) != SD_OK) {
         return SD_ERROR;
     }
 
@@ -213,7 +217,7 @@ sd_bench_generate(sd_bench_t *b, double *seconds, sd_error_t *err)
     }
 
     for (i = 0; i < b->params.steps; i++) {
-        if (sd_picture_step(b->picture, &b->cx, NULL, err) != SD_OK) {
+        if (sd_cli_step(b->batch, b->picture, err) != SD_OK) {
             return SD_ERROR;
         }
     }
@@ -493,7 +497,7 @@ sd_bench_profile(sd_bench_t *b, sd_error_t *err)
 static int
 sd_bench_open(sd_bench_t *b, sd_error_t *err)
 {
-    if (sd_device_open(&b->device, "cpu", b->threads, b->precision, NULL, err)
+    if (sd_device_open(&b->device, b->name, b->threads, b->precision, NULL, err)
         != SD_OK
         || sd_model_open(&b->model, b->path, b->device, err) != SD_OK)
     {
@@ -525,7 +529,11 @@ sd_bench_open(sd_bench_t *b, sd_error_t *err)
         return sd_fail(err, "no memory for the picture");
     }
 
-    return sd_context_init(&b->cx, b->device, 0, b->memory.arena, err);
+    if (sd_context_init(&b->cx, b->device, 0, b->memory.arena, err) != SD_OK) {
+        return SD_ERROR;
+    }
+
+    return sd_batch_create(&b->batch, b->model, &b->cx, 1, err);
 }
 
 
@@ -533,6 +541,7 @@ static void
 sd_bench_close(sd_bench_t *b)
 {
     sd_picture_destroy(b->picture);
+    sd_batch_destroy(b->batch);
     sd_context_free(&b->cx);
     sd_model_close(b->model);
 
@@ -560,6 +569,10 @@ sd_bench_parse(sd_bench_t *b, int argc, char **argv, sd_error_t *err)
 
         case 'm':
             b->path = optarg;
+            break;
+
+        case 'd':
+            b->name = optarg;
             break;
 
         case 'P':
@@ -632,6 +645,7 @@ sd_cli_bench(int argc, char **argv)
 
     memset(&b, 0, sizeof(b));
     b.path = sd_cli_default_model();
+    b.name = "cpu";
     b.rounds = 3;
     b.params.prompt = "a red house beside a lake at sunset";
     b.params.negative_prompt = "";

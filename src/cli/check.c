@@ -20,6 +20,7 @@ static const char  sd_check_usage[] =
 "    --size WxH          of pictures, for the memory; the model's own\n"
 "    --steps N           20\n"
 "    --threads N         as many as this process may use\n"
+"    --device NAME       cpu or cuda\n"
 "    --precision NAME    exact or bf16\n"
 "\n"
 "The exit code is 0 where the model is fine and 1 where it is not.\n";
@@ -82,6 +83,7 @@ sd_cli_check(int argc, char **argv)
         { "steps", required_argument, NULL, 'n' },
         { "threads", required_argument, NULL, 't' },
         { "precision", required_argument, NULL, 'p' },
+        { "device", required_argument, NULL, 'd' },
         { "help", no_argument, NULL, 'h' },
         { NULL, 0, NULL, 0 }
     };
@@ -92,11 +94,13 @@ sd_cli_check(int argc, char **argv)
     sd_error_t        err;
     sd_model_t       *m;
     sd_params_t       params = { 0 };
+    const char       *device;
     sd_device_t      *dev;
     sd_precision_t    precision;
     sd_cli_memory_t   mem;
 
     threads = 0;
+    device = "cpu";
     precision = SD_PRECISION_EXACT;
     params.steps = 20;
 
@@ -123,6 +127,10 @@ sd_cli_check(int argc, char **argv)
             rc = sd_cli_precision(optarg, &precision);
             break;
 
+        case 'd':
+            device = optarg;
+            break;
+
         case 'h':
             fputs(sd_check_usage, stdout);
             return 0;
@@ -142,7 +150,7 @@ sd_cli_check(int argc, char **argv)
         return 2;
     }
 
-    if (sd_device_plan(&dev, "cpu", precision, &err) != SD_OK) {
+    if (sd_device_plan(&dev, device, precision, &err) != SD_OK) {
         fprintf(stderr, "sd check: %s\n", err.message);
         return 1;
     }

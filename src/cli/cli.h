@@ -7,7 +7,7 @@
 #ifndef SD_CLI_H
 #define SD_CLI_H
 
-#include "../sd/picture.h"
+#include "../sd/batch.h"
 
 
 int sd_cli_generate(int argc, char **argv);
@@ -39,6 +39,9 @@ typedef struct {
 /* threads: 0 for as many as there are processors for this process */
 int sd_cli_memory(sd_cli_memory_t *mem, sd_model_t *m, sd_device_t *dev,
     int threads, const sd_params_t *params, sd_error_t *err);
+
+/* a step of one picture, as a batch: on a card that is a recording */
+int sd_cli_step(sd_batch_t *b, sd_picture_t *p, sd_error_t *err);
 
 size_t sd_cli_rss(void);        /* the most that this process ever had */
 

@@ -31,12 +31,14 @@ typedef struct {
     int               threads;
     int               n, preview, stop, quality, png, quiet, bar;
     sd_precision_t    precision;
+    const char       *device_name;
     sd_params_t       params;
     sd_buf_t          latents;
 
     sd_device_t      *device;
     sd_model_t       *loaded;
     sd_context_t      cx;
+    sd_batch_t       *batch;
     sd_cli_memory_t   memory;
     int               failed;           /* of a dump */
 } sd_generate_t;
@@ -68,7 +70,8 @@ static const char  sd_generate_usage[] =
 "                        latent_000 ... and image, each as safetensors\n"
 "\n"
 "    --threads N         as many as this process may use\n"
-"    --precision NAME    exact (fp32) or bf16\n"
+"    --device NAME       cpu, or cuda, cuda:0 ...\n"
+"    --precision NAME    exact (cpu: fp32, cuda: fp16) or bf16 (cpu)\n"
 "    --isa NAME          avx512, avx2 or baseline; the best by default\n"
 "    --quiet             prints nothing but errors\n";
 
@@ -274,7 +277,8 @@ sd_generate_paint(sd_generate_t *g, sd_picture_t *p, int i, sd_error_t *err)
 
     while (rc == SD_OK && info.step < info.steps && info.step < g->stop) {
         t = sd_now();
-        rc = sd_picture_step(p, &g->cx, NULL, err);
+        rc = g->dump ? sd_picture_step(p, &g->cx, NULL, err)
+                     : sd_cli_step(g->batch, p, err);
 
         sd_picture_info(p, &info);
 
@@ -344,8 +348,8 @@ sd_generate_run(sd_generate_t *g, sd_error_t *err)
     uint64_t       seed;
     sd_picture_t  *p;
 
-    if (sd_device_open(&g->device, "cpu", g->threads, g->precision, g->isa,
-                       err) != SD_OK
+    if (sd_device_open(&g->device, g->device_name, g->threads, g->precision,
+                       g->isa, err) != SD_OK
         || sd_model_open(&g->loaded, g->model, g->device, err) != SD_OK)
     {
         return SD_ERROR;
@@ -363,7 +367,8 @@ sd_generate_run(sd_generate_t *g, sd_error_t *err)
         || sd_model_load(g->loaded, g->device, sd_generate_loading, g, NULL,
                          err) != SD_OK
         || sd_context_init(&g->cx, g->device, 0, g->memory.arena, err)
-           != SD_OK)
+           != SD_OK
+        || sd_batch_create(&g->batch, g->loaded, &g->cx, 1, err) != SD_OK)
     {
         return SD_ERROR;
     }
@@ -458,7 +463,7 @@ enum {
     SD_O_NEGATIVE = 256, SD_O_STEPS, SD_O_SEED, SD_O_SIZE, SD_O_SAMPLER,
     SD_O_GUIDANCE, SD_O_N, SD_O_QUALITY, SD_O_PREVIEW, SD_O_LATENTS,
     SD_O_START, SD_O_STOP, SD_O_STATE, SD_O_DUMP, SD_O_THREADS,
-    SD_O_PRECISION, SD_O_ISA
+    SD_O_DEVICE, SD_O_PRECISION, SD_O_ISA
 };
 
 
@@ -481,6 +486,7 @@ static const struct option  sd_generate_options[] = {
     { "state", required_argument, NULL, SD_O_STATE },
     { "dump", required_argument, NULL, SD_O_DUMP },
     { "threads", required_argument, NULL, SD_O_THREADS },
+    { "device", required_argument, NULL, SD_O_DEVICE },
     { "precision", required_argument, NULL, SD_O_PRECISION },
     { "isa", required_argument, NULL, SD_O_ISA },
     { "quiet", no_argument, NULL, 'q' },
@@ -595,6 +601,10 @@ sd_generate_option(sd_generate_t *g, int c, sd_error_t *err)
         g->threads = v;
         break;
 
+    case SD_O_DEVICE:
+        g->device_name = optarg;
+        break;
+
     case SD_O_PRECISION:
         rc = sd_cli_precision(optarg, &g->precision);
         break;
@@ -623,6 +633,7 @@ sd_cli_generate(int argc, char **argv)
     sd_generate_t  g = { 0 };
 
     g.model = sd_cli_default_model();
+    g.device_name = "cpu";
     g.out = "out.jpg";
     g.n = 1;
     g.quality = 90;
@@ -675,6 +686,7 @@ sd_cli_generate(int argc, char **argv)
                 err.message);
     }
 
+    sd_batch_destroy(g.batch);
     sd_context_free(&g.cx);
     sd_model_close(g.loaded);
     sd_device_close(g.device);

@@ -131,6 +131,24 @@ sd_cli_precision(const char *arg, sd_precision_t *precision)
 }
 
 
+int
+sd_cli_step(sd_batch_t *b, sd_picture_t *p, sd_error_t *err)
+{
+    int                rc, step;
+    sd_picture_info_t  info;
+
+    sd_picture_info(p, &info);
+    step = info.step;
+
+    do {
+        rc = sd_batch_row(b, &p, 1, NULL, err);
+        sd_picture_info(p, &info);
+    } while (rc == SD_OK && info.step == step);
+
+    return rc;
+}
+
+
 /* not getrusage(): its maximum is that of before exec(), too */
 
 size_t
