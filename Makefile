@@ -176,6 +176,17 @@ $(BUILD)/t/gpu/%: $(BUILD)/t/gpu/%.o $(CUDA_OBJS)
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) -o $@ $^ $(CUDA_LIBS)
 
+# the operations alone: no library but CUDA's own; the backend is loaded from
+# beside the program
+OPS_OBJS   := $(patsubst %.c,$(BUILD)/%.o,$(wildcard src/ops/*.c) \
+                 $(wildcard src/ops/cpu/*.c) src/io/error.c src/io/utf8.c) \
+              $(ISA_OBJS)
+
+$(BUILD)/t/gpu/ops: $(BUILD)/t/gpu/ops.o $(OPS_OBJS) | $(BUILD)/sd_cuda.so
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) -o $@ $^ -ldl -lm -pthread
+	ln -sf ../../sd_cuda.so $(@D)/sd_cuda.so
+
 
 # the module, by nginx's own configure; SD_LIB says that libsd.a is there
 

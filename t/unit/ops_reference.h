@@ -397,6 +397,34 @@ attend_reference(const row_t *t, const data_t *d, double *out)
 }
 
 
+static void
+reference(const row_t *t, const data_t *d, double *out)
+{
+    switch (t->kind) {
+
+    case CONV:
+        conv_reference(t, d, out);
+        break;
+
+    case LINEAR:
+        linear_reference(t, d, out);
+        break;
+
+    case NORM:
+        norm_reference(t, d, out);
+        break;
+
+    case LAYER:
+        layer_reference(t, d, out);
+        break;
+
+    case ATTEND:
+        attend_reference(t, d, out);
+        break;
+    }
+}
+
+
 /* what to say about results */
 
 static double
