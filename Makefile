@@ -154,7 +154,7 @@ $(BUILD)/cuda/%.o: cuda/%.cu $(wildcard cuda/*.h) src/ops/slot.h
 	$(NVCC) $(NVFLAGS) -c -o $@ $<
 
 $(BUILD)/t/gpu/attention: t/gpu/attention.c $(BUILD)/cuda/attention.o \
-        cuda/kernels.h
+        $(BUILD)/cuda/attention_sm90.o cuda/kernels.h
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) -I$(CUDA)/include -o $@ $(filter %.c %.o,$^) \
 	    -L$(CUDA)/lib64 -lcudart_static -ldl -lrt -lm -lstdc++ -pthread
