@@ -1,5 +1,6 @@
 /*
- * Attention by mma.sync, for every shape and every chip since Ampere.
+ * Attention by mma.sync, for every shape and every chip since Ampere; Hopper
+ * has attention_sm90.cu for the large ones.
  *
  * Floor, as SD 1.5 calls it at n = 2: cross-attention (77 keys) is 10 MB of q
  * and o at 4096 queries (4 us at 3 TB/s, less as they are in L2) down to
@@ -34,7 +35,7 @@
 
 #include <math.h>
 
-#include "kernels.h"
+#include "attention.h"
 
 
 #define LOG2E     1.44269504088896340736f
@@ -668,6 +669,10 @@ sd_cuda_attention(cudaStream_t s, const sd_cuda_chip_t *chip,
         || d->n < 1)
     {
         return cudaErrorInvalidValue;
+    }
+
+    if (sd_cuda_attention_sm90_takes(chip, d)) {
+        return sd_cuda_attention_sm90(s, chip, d);
     }
 
     if (d->d <= 16) {

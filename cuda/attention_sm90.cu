@@ -1,0 +1,792 @@
+/*
+ * Self-attention of many tokens on Hopper, by wgmma and TMA.
+ *
+ * Floor, SD 1.5 at n = 2 (8 heads, d = 40, 4096 x 4096): 43 GFLOP of use, which
+ * are 52 as the tensor cores see them (Q K^T pads d to 48, P V takes exactly
+ * 40): 57 us at 900 TFLOP/s; 268 M exponentials at 16 a clock and SM: 64 us at
+ * 1.98 GHz, which is what binds.  cuDNN pads d to 64 and takes 156 us.
+ * d = 64 (5 heads, n = 2): 43 GFLOP, 168 M exponentials: 48 us; cuDNN 111 us.
+ *
+ * Measured: see bench/RESULTS.md.
+ *
+ * DESIGN
+ *
+ * A block is up to four warpgroups, of 64 queries each.  A warpgroup computes
+ * S = Q K^T of a tile of KT keys into registers, its online softmax, and
+ * O += P V with P from registers.  Nothing orders the warpgroups: while some
+ * wait for the tensor cores, the others keep the exponential unit busy.
+ *
+ * Tiles come by TMA, each with a barrier that says "full" and one, of its
+ * readers, that says "empty".  The block's first thread asks for a tile two
+ * tiles ahead of its own: a warp for that alone would cost as many registers as
+ * a warpgroup, and the fourth would not fit.  It may have to wait for the
+ * slowest warpgroup, STAGES - 2 tiles behind.
+ *
+ * The tensors are seen as [n, rows, heads, d], and a box is 64 wide: where d is
+ * less, TMA fills the rest with zeroes, in memory laid out as wgmma likes it
+ * (rows of 128 bytes, their 16-byte units swizzled), without reading them.
+ * Rows beyond a sample's last are zeroes, too: masked as keys, not stored as
+ * queries.  d = 80 takes two boxes side by side.
+ *
+ * A row's bits depend on lk and d: tiles of keys are the same for all, rows of
+ * an mma do not mix, and how many warpgroups a block has is free.
+ */
+
+#include <math.h>
+
+#include <cuda.h>
+
+#include "attention.h"
+
+
+#define LOG2E  1.44269504088896340736f
+
+#define KT     128              /* keys of a tile */
+#define ROW    128              /* bytes of a row of a box: 64 elements */
+
+/* the driver's cuTensorMapEncodeTiled, of its version 12.0 */
+typedef CUresult (*encode_pt)(CUtensorMap *map, CUtensorMapDataType type,
+    cuuint32_t rank, void *address, const cuuint64_t *dims,
+    const cuuint64_t *strides, const cuuint32_t *box,
+    const cuuint32_t *element_strides, CUtensorMapInterleave interleave,
+    CUtensorMapSwizzle swizzle, CUtensorMapL2promotion promotion,
+    CUtensorMapFloatOOBfill fill);
+
+
+/* older chips get an empty kernel */
+
+#if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#define HOPPER
+#endif
+
+
+#ifdef HOPPER
+
+/* primitives: barriers */
+
+static __device__ __forceinline__ uint32_t
+shared_address(const void *p)
+{
+    return (uint32_t) __cvta_generic_to_shared(p);
+}
+
+
+static __device__ __forceinline__ void
+barrier_init(uint32_t at, int count)
+{
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;"
+                 :: "r"(at), "r"(count) : "memory");
+}
+
+
+/* makes barriers known to TMA */
+
+static __device__ __forceinline__ void
+barrier_init_fence(void)
+{
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+
+
+/* an arrival, and bytes that will arrive */
+
+static __device__ __forceinline__ void
+barrier_expect(uint32_t at, int bytes)
+{
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;"
+                 :: "r"(at), "r"(bytes) : "memory");
+}
+
+
+static __device__ __forceinline__ void
+barrier_arrive(uint32_t at)
+{
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];"
+                 :: "r"(at) : "memory");
+}
+
+
+/* until the phase of this parity is over */
+
+static __device__ __forceinline__ void
+barrier_wait(uint32_t at, uint32_t parity)
+{
+    asm volatile("{\n"
+                 ".reg .pred  done;\n"
+                 "again:\n"
+                 "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+                 "@done bra over;\n"
+                 "bra again;\n"
+                 "over:\n"
+                 "}"
+                 :: "r"(at), "r"(parity) : "memory");
+}
+
+
+/* the 128 threads of a warpgroup */
+
+static __device__ __forceinline__ void
+group_sync(int id)
+{
+    asm volatile("bar.sync %0, 128;" :: "r"(id) : "memory");
+}
+
+
+/* TMA: boxes at column, head, row, sample of a map */
+
+static __device__ __forceinline__ void
+box_load(uint32_t to, const CUtensorMap *map, uint32_t barrier, int column,
+    int head, int row, int sample)
+{
+    asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.tile"
+                 ".mbarrier::complete_tx::bytes "
+                 "[%0], [%1, {%3, %4, %5, %6}], [%2];"
+                 :: "r"(to), "l"(map), "r"(barrier), "r"(column), "r"(head),
+                    "r"(row), "r"(sample)
+                 : "memory");
+}
+
+
+static __device__ __forceinline__ void
+box_store(const CUtensorMap *map, uint32_t from, int column, int head,
+    int row, int sample)
+{
+    asm volatile("cp.async.bulk.tensor.4d.global.shared::cta.tile.bulk_group "
+                 "[%0, {%2, %3, %4, %5}], [%1];"
+                 :: "l"(map), "r"(from), "r"(column), "r"(head), "r"(row),
+                    "r"(sample)
+                 : "memory");
+}
+
+
+/* ordinary stores to shared memory before, TMA after */
+
+static __device__ __forceinline__ void
+box_store_fence(void)
+{
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
+
+/* until shared memory has been read */
+
+static __device__ __forceinline__ void
+box_store_wait(void)
+{
+    asm volatile("cp.async.bulk.commit_group;\n"
+                 "cp.async.bulk.wait_group.read 0;" ::: "memory");
+}
+
+
+/* wgmma */
+
+static __device__ __forceinline__ void
+wgmma_fence(void)
+{
+    asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+}
+
+
+static __device__ __forceinline__ void
+wgmma_commit(void)
+{
+    asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+}
+
+
+template <int n>
+static __device__ __forceinline__ void
+wgmma_wait(void)
+{
+    asm volatile("wgmma.wait_group.sync.aligned %0;" :: "n"(n) : "memory");
+}
+
+
+#define R4(d, i)   "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
+#define R16(d, i)  R4(d, i), R4(d, i + 4), R4(d, i + 8), R4(d, i + 12)
+
+#define N8(a, b, c, d, e, f, g, h)                                            \
+    "%" #a ", %" #b ", %" #c ", %" #d ", %" #e ", %" #f ", %" #g ", %" #h
+
+#define N16_0   N8(0, 1, 2, 3, 4, 5, 6, 7) ", "                               \
+                N8(8, 9, 10, 11, 12, 13, 14, 15)
+#define N16_16  N8(16, 17, 18, 19, 20, 21, 22, 23) ", "                       \
+                N8(24, 25, 26, 27, 28, 29, 30, 31)
+#define N16_32  N8(32, 33, 34, 35, 36, 37, 38, 39) ", "                       \
+                N8(40, 41, 42, 43, 44, 45, 46, 47)
+#define N16_48  N8(48, 49, 50, 51, 52, 53, 54, 55) ", "                       \
+                N8(56, 57, 58, 59, 60, 61, 62, 63)
+
+
+/* s: [64, 128] = or += q: [64, 16], k: [128, 16], rows of 16 both */
+
+static __device__ __forceinline__ void
+wgmma_qk(float *s, uint64_t q, uint64_t k, int add)
+{
+    asm volatile("{\n"
+                 ".reg .pred  add;\n"
+                 "setp.ne.b32 add, %66, 0;\n"
+                 "wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 "
+                 "{" N16_0 ", " N16_16 ", " N16_32 ", " N16_48 "}, "
+                 "%64, %65, add, 1, 1, 0, 0;\n"
+                 "}"
+                 : R16(s, 0), R16(s, 16), R16(s, 32), R16(s, 48)
+                 : "l"(q), "l"(k), "r"(add));
+}
+
+
+/* o: [64, D] += p: [64, 16], v: [16, D], rows of D */
+
+template <int D>
+static __device__ __forceinline__ void
+wgmma_pv(float *o, const uint32_t *p, uint64_t v)
+{
+    if constexpr (D == 40) {
+        asm volatile("wgmma.mma_async.sync.aligned.m64n40k16.f32.f16.f16 "
+                     "{" N16_0 ", %16, %17, %18, %19}, "
+                     "{%20, %21, %22, %23}, %24, 1, 1, 1, 1;"
+                     : R16(o, 0), R4(o, 16)
+                     : "r"(p[0]), "r"(p[1]), "r"(p[2]), "r"(p[3]), "l"(v));
+
+    } else if constexpr (D == 64) {
+        asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 "
+                     "{" N16_0 ", " N16_16 "}, "
+                     "{%32, %33, %34, %35}, %36, 1, 1, 1, 1;"
+                     : R16(o, 0), R16(o, 16)
+                     : "r"(p[0]), "r"(p[1]), "r"(p[2]), "r"(p[3]), "l"(v));
+
+    } else {
+        asm volatile("wgmma.mma_async.sync.aligned.m64n80k16.f32.f16.f16 "
+                     "{" N16_0 ", " N16_16 ", "
+                     "%32, %33, %34, %35, %36, %37, %38, %39}, "
+                     "{%40, %41, %42, %43}, %44, 1, 1, 1, 1;"
+                     : R16(o, 0), R16(o, 16), R4(o, 32), R4(o, 36)
+                     : "r"(p[0]), "r"(p[1]), "r"(p[2]), "r"(p[3]), "l"(v));
+    }
+}
+
+
+static __device__ __forceinline__ float
+exp2_fast(float x)
+{
+    float  y;
+
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+
+    return y;
+}
+
+
+/* two halves, lo in the low bits */
+
+static __device__ __forceinline__ uint32_t
+pack(float lo, float hi)
+{
+    uint32_t  r;
+
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(hi), "f"(lo));
+
+    return r;
+}
+
+
+static __device__ __forceinline__ void
+store_4(uint32_t at, uint32_t x)
+{
+    asm volatile("st.shared.b32 [%0], %1;" :: "r"(at), "r"(x) : "memory");
+}
+
+
+/*
+ * x is what an asynchronous instruction, over by now, has read or written: no
+ * use of it moves from here to before
+ */
+
+static __device__ __forceinline__ void
+settled(float *x, int n)
+{
+    int  i;
+
+    #pragma unroll
+    for (i = 0; i < n; i++) {
+        asm volatile("" : "+f"(x[i]) :: "memory");
+    }
+}
+
+
+static __device__ __forceinline__ void
+settled(uint32_t *x, int n)
+{
+    int  i;
+
+    #pragma unroll
+    for (i = 0; i < n; i++) {
+        asm volatile("" : "+r"(x[i]) :: "memory");
+    }
+}
+
+
+/* end of primitives */
+
+
+/* a quad of lanes holds a row */
+
+static __device__ __forceinline__ float
+quad_max(float x)
+{
+    x = fmaxf(x, __shfl_xor_sync(0xffffffff, x, 1));
+
+    return fmaxf(x, __shfl_xor_sync(0xffffffff, x, 2));
+}
+
+
+static __device__ __forceinline__ float
+quad_sum(float x)
+{
+    x += __shfl_xor_sync(0xffffffff, x, 1);
+
+    return x + __shfl_xor_sync(0xffffffff, x, 2);
+}
+
+
+/*
+ * A matrix in shared memory, swizzled by 128 bytes, as wgmma wants it said:
+ * rows of 128 bytes, eight of them 1024 bytes before the next eight; next: how
+ * many bytes after the first 64 columns the next 64 are, where columns are not
+ * what is summed over
+ */
+
+static __device__ __forceinline__ uint64_t
+matrix(uint32_t at, int next)
+{
+    return (uint64_t) (at >> 4) | (uint64_t) (next >> 4) << 16
+           | (uint64_t) (1024 >> 4) << 32 | (uint64_t) 1 << 62;
+}
+
+
+/* boxes side by side from row on, to at and after it */
+
+template <int BOXES>
+static __device__ __forceinline__ void
+tile_load(uint32_t at, const CUtensorMap *map, uint32_t barrier, int head,
+    int row, int sample)
+{
+    int  i;
+
+    barrier_expect(barrier, BOXES * KT * ROW);
+
+    #pragma unroll
+    for (i = 0; i < BOXES; i++) {
+        box_load(at + i * KT * ROW, map, barrier, i * 64, head, row, sample);
+    }
+}
+
+
+#endif
+
+
+/* c: scale * log2(e); one map each of q, k, v and the output */
+
+template <int D, int GROUPS, int STAGES>
+static __global__ void __launch_bounds__(GROUPS * 128, 1)
+attention_sm90(const __grid_constant__ CUtensorMap qmap,
+    const __grid_constant__ CUtensorMap kmap,
+    const __grid_constant__ CUtensorMap vmap,
+    const __grid_constant__ CUtensorMap omap, int lq, int lk, float c)
+{
+#ifdef HOPPER
+
+    const int  BOXES = (D + 63) / 64;       /* side by side */
+    const int  QBOX = 64 * ROW;
+    const int  KBOX = KT * ROW;
+    const int  NK = (D + 15) / 16;
+    const int  NP = KT / 16;
+
+    extern __shared__ __align__(1024) unsigned char  shared[];
+
+    int       i, j, t, lane, warp, group, head, sample, row, row0, left, steps,
+              stage;
+    float     m[2], l[2], u[2], f[2], x, y, s[KT / 2], o[D / 2];
+    uint32_t  p[NP][4], qs, ks, vs, q_full, k_full, v_full, empty, phase, at;
+
+    /* 1024-byte aligned, as swizzling repeats after that */
+
+    qs = (shared_address(shared) + 1023) & ~1023;
+    ks = qs + GROUPS * BOXES * QBOX;
+    vs = ks + STAGES * BOXES * KBOX;
+    q_full = vs + STAGES * BOXES * KBOX;
+    k_full = q_full + 8;
+    v_full = k_full + STAGES * 8;
+    empty = v_full + STAGES * 8;
+
+    lane = threadIdx.x & 31;
+    warp = __shfl_sync(0xffffffff, threadIdx.x / 32, 0);
+    group = warp / 4;
+
+    head = blockIdx.y;
+    sample = blockIdx.z;
+    row0 = blockIdx.x * GROUPS * 64;
+    steps = (lk + KT - 1) / KT;
+
+    if (threadIdx.x == 0) {
+        barrier_init(q_full, 1);
+
+        for (i = 0; i < STAGES; i++) {
+            barrier_init(k_full + i * 8, 1);
+            barrier_init(v_full + i * 8, 1);
+            barrier_init(empty + i * 8, GROUPS * 4);
+        }
+
+        barrier_init_fence();
+    }
+
+    __syncthreads();
+
+    if (threadIdx.x == 0) {
+        barrier_expect(q_full, GROUPS * BOXES * QBOX);
+
+        for (i = 0; i < GROUPS; i++) {
+            for (j = 0; j < BOXES; j++) {
+                box_load(qs + (i * BOXES + j) * QBOX, &qmap, q_full, j * 64,
+                         head, row0 + i * 64, sample);
+            }
+        }
+
+        for (t = 0; t < 2 && t < steps; t++) {
+            tile_load<BOXES>(ks + t * BOXES * KBOX, &kmap, k_full + t * 8,
+                             head, t * KT, sample);
+            tile_load<BOXES>(vs + t * BOXES * KBOX, &vmap, v_full + t * 8,
+                             head, t * KT, sample);
+        }
+    }
+
+    __syncwarp();
+
+    qs += group * BOXES * QBOX;
+
+    #pragma unroll
+    for (i = 0; i < D / 2; i++) {
+        o[i] = 0;
+    }
+
+    for (i = 0; i < 2; i++) {
+        m[i] = -INFINITY;
+        l[i] = 0;
+    }
+
+    barrier_wait(q_full, 0);
+
+    stage = 0;
+    phase = 0;
+
+    for (t = 0; t < steps; t++) {
+
+        /* S = Q K^T, [64, KT]; lane: row lane / 4 (+ 8) of the warp's 16 */
+
+        barrier_wait(k_full + stage * 8, phase);
+
+        at = ks + stage * BOXES * KBOX;
+
+        settled(s, KT / 2);
+        wgmma_fence();
+
+        #pragma unroll
+        for (i = 0; i < NK; i++) {
+            wgmma_qk(s, matrix(qs + i / 4 * QBOX + i % 4 * 32, 16),
+                     matrix(at + i / 4 * KBOX + i % 4 * 32, 16), i != 0);
+        }
+
+        wgmma_commit();
+        wgmma_wait<0>();
+        settled(s, KT / 2);
+
+        left = lk - t * KT;
+
+        if (left < KT) {
+            #pragma unroll
+            for (i = 0; i < KT / 2; i++) {
+                if (i / 4 * 8 + (lane & 3) * 2 + i % 2 >= left) {
+                    s[i] = -INFINITY;
+                }
+            }
+        }
+
+        /* the maximum so far; what was summed under the old one shrinks */
+
+        #pragma unroll
+        for (i = 0; i < 2; i++) {
+            x = fmaxf(m[i], s[2 * i]);
+            y = s[2 * i + 1];
+
+            #pragma unroll
+            for (j = 4; j < KT / 2; j += 4) {
+                x = fmaxf(x, s[j + 2 * i]);
+                y = fmaxf(y, s[j + 2 * i + 1]);
+            }
+
+            x = quad_max(fmaxf(x, y));
+
+            u[i] = x * c;
+            f[i] = exp2_fast(m[i] * c - u[i]);
+            m[i] = x;
+            l[i] *= f[i];
+        }
+
+        #pragma unroll
+        for (i = 0; i < D / 2; i++) {
+            o[i] *= f[i / 2 % 2];
+        }
+
+        #pragma unroll
+        for (i = 0; i < NP; i++) {
+            #pragma unroll
+            for (j = 0; j < 4; j++) {
+                x = exp2_fast(fmaf(s[8 * i + 2 * j], c, -u[j % 2]));
+                y = exp2_fast(fmaf(s[8 * i + 2 * j + 1], c, -u[j % 2]));
+                l[j % 2] += x + y;
+                p[i][j] = pack(x, y);
+            }
+        }
+
+        /* O += P V */
+
+        barrier_wait(v_full + stage * 8, phase);
+
+        at = vs + stage * BOXES * KBOX;
+
+        settled(o, D / 2);
+        settled(p[0], NP * 4);
+        wgmma_fence();
+
+        #pragma unroll
+        for (i = 0; i < NP; i++) {
+            wgmma_pv<D>(o, p[i], matrix(at + i * 16 * ROW, KBOX));
+        }
+
+        wgmma_commit();
+        wgmma_wait<0>();
+        settled(o, D / 2);
+        settled(p[0], NP * 4);
+
+        if (lane == 0) {
+            barrier_arrive(empty + stage * 8);
+        }
+
+        if (threadIdx.x == 0 && t + 2 < steps) {
+            i = (t + 2) % STAGES;
+
+            if (t + 2 >= STAGES) {
+                barrier_wait(empty + i * 8, (t + 2 - STAGES) / STAGES & 1);
+            }
+
+            tile_load<BOXES>(ks + i * BOXES * KBOX, &kmap, k_full + i * 8,
+                             head, (t + 2) * KT, sample);
+            tile_load<BOXES>(vs + i * BOXES * KBOX, &vmap, v_full + i * 8,
+                             head, (t + 2) * KT, sample);
+        }
+
+        __syncwarp();
+
+        if (++stage == STAGES) {
+            stage = 0;
+            phase ^= 1;
+        }
+    }
+
+    for (i = 0; i < 2; i++) {
+        f[i] = 1 / quad_sum(l[i]);
+    }
+
+    /* out through the group's queries' memory, in the same layout */
+
+    group_sync(1 + group);
+
+    row = warp % 4 * 16 + lane / 4;
+
+    #pragma unroll
+    for (j = 0; j < D / 8; j++) {
+        at = qs + j / 8 * QBOX + row * ROW + ((j % 8 ^ row & 7) << 4)
+             + (lane & 3) * 4;
+        store_4(at, pack(o[4 * j] * f[0], o[4 * j + 1] * f[0]));
+        store_4(at + 8 * ROW, pack(o[4 * j + 2] * f[1], o[4 * j + 3] * f[1]));
+    }
+
+    box_store_fence();
+    __syncwarp();
+
+    row = warp % 4 * 16;
+    row0 += group * 64 + row;
+
+    if (lane == 0 && row0 < lq) {
+        for (j = 0; j < BOXES; j++) {
+            box_store(&omap, qs + j * QBOX + row * ROW, j * 64, head, row0,
+                      sample);
+        }
+
+        box_store_wait();
+    }
+
+#endif
+}
+
+
+/* x: [n, rows, heads, d], rows of ld elements; boxes of 64 x height rows */
+
+static int
+map(CUtensorMap *m, encode_pt encode, const sd_half_t *x, int n, int rows,
+    int heads, int d, int ld, int height)
+{
+    cuuint64_t  dims[4], strides[3];
+
+    static const cuuint32_t  steps[4] = { 1, 1, 1, 1 };
+
+    cuuint32_t  box[4] = { 64, 1, (cuuint32_t) height, 1 };
+
+    dims[0] = d;
+    dims[1] = heads;
+    dims[2] = rows;
+    dims[3] = n;
+
+    strides[0] = (cuuint64_t) d * sizeof(sd_half_t);
+    strides[1] = (cuuint64_t) ld * sizeof(sd_half_t);
+    strides[2] = strides[1] * rows;
+
+    return encode(m, CU_TENSOR_MAP_DATA_TYPE_FLOAT16, 4, (void *) x, dims,
+                  strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
+                  CU_TENSOR_MAP_SWIZZLE_128B,
+                  CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
+                  CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE)
+           == CUDA_SUCCESS;
+}
+
+
+template <int D, int GROUPS, int STAGES>
+static cudaError_t
+launch(cudaStream_t s, const sd_cuda_attention_t *a, encode_pt encode)
+{
+    const int  BOXES = (D + 63) / 64;
+    const int  SIZE = 1024 + GROUPS * BOXES * 64 * ROW
+                      + STAGES * 2 * BOXES * KT * ROW + 8 + STAGES * 24;
+
+    dim3         grid;
+    CUtensorMap  q, k, v, o;
+    cudaError_t  rc;
+
+    if (!map(&q, encode, a->q, a->n, a->lq, a->heads, D, a->ldq, 64)
+        || !map(&k, encode, a->k, a->n, a->lk, a->heads, D, a->ldk, KT)
+        || !map(&v, encode, a->v, a->n, a->lk, a->heads, D, a->ldk, KT)
+        || !map(&o, encode, a->o, a->n, a->lq, a->heads, D, a->heads * D, 16))
+    {
+        return cudaErrorInvalidValue;
+    }
+
+    rc = cudaFuncSetAttribute(attention_sm90<D, GROUPS, STAGES>,
+                              cudaFuncAttributeMaxDynamicSharedMemorySize,
+                              SIZE);
+    if (rc != cudaSuccess) {
+        return rc;
+    }
+
+    grid = dim3((a->lq + GROUPS * 64 - 1) / (GROUPS * 64), a->heads, a->n);
+
+    attention_sm90<D, GROUPS, STAGES><<<grid, GROUPS * 128, SIZE, s>>>(
+        q, k, v, o, a->lq, a->lk, a->scale * LOG2E);
+
+    return cudaGetLastError();
+}
+
+
+int
+sd_cuda_attention_sm90_takes(const sd_cuda_chip_t *chip,
+    const sd_cuda_attention_t *a)
+{
+    return chip->arch == 90 && (a->d == 40 || a->d == 64 || a->d == 80)
+           && a->lk >= 512 && a->kv == NULL && !a->causal
+
+           /* what a tensor map wants of strides and addresses */
+           && a->ldq % a->d == 0 && a->ldk % a->d == 0
+           && (((uintptr_t) a->q | (uintptr_t) a->k | (uintptr_t) a->v
+                | (uintptr_t) a->o) & 15) == 0;
+}
+
+
+/* warpgroups of a block: so that the last blocks leave few SMs idle */
+
+static int
+groups(const sd_cuda_chip_t *chip, const sd_cuda_attention_t *a, int most)
+{
+    int     i, best;
+    size_t  blocks, cost, least;
+
+    best = most;
+    least = 0;
+
+    for (i = most; i > 1; i--) {
+        blocks = (size_t) ((a->lq + i * 64 - 1) / (i * 64)) * a->heads * a->n;
+        cost = (blocks + chip->sms - 1) / chip->sms * i;
+
+        if (i == most || cost < least) {
+            least = cost;
+            best = i;
+        }
+    }
+
+    return best;
+}
+
+
+cudaError_t
+sd_cuda_attention_sm90(cudaStream_t s, const sd_cuda_chip_t *chip,
+    const sd_cuda_attention_t *a)
+{
+    void                             *p;
+    encode_pt                         encode;
+    cudaError_t                       rc;
+    cudaDriverEntryPointQueryResult   found;
+
+    /* the driver's library is there, as cudart has loaded it: not linked */
+
+    static void  *entry;
+
+    p = __atomic_load_n(&entry, __ATOMIC_RELAXED);
+
+    if (p == NULL) {
+        rc = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &p,
+                                              12000, cudaEnableDefault,
+                                              &found);
+        if (rc != cudaSuccess) {
+            return rc;
+        }
+
+        if (found != cudaDriverEntryPointSuccess) {
+            return cudaErrorNotSupported;
+        }
+
+        __atomic_store_n(&entry, p, __ATOMIC_RELAXED);
+    }
+
+    encode = (encode_pt) p;
+
+    switch (a->d) {
+
+    case 40:
+
+        switch (groups(chip, a, 4)) {
+        case 2:
+            return launch<40, 2, 4>(s, a, encode);
+
+        case 3:
+            return launch<40, 3, 4>(s, a, encode);
+
+        default:
+            return launch<40, 4, 4>(s, a, encode);
+        }
+
+    case 64:
+        return groups(chip, a, 3) == 2 ? launch<64, 2, 4>(s, a, encode)
+                                       : launch<64, 3, 4>(s, a, encode);
+
+    default:
+        return launch<80, 2, 3>(s, a, encode);
+    }
+}
