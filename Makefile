@@ -223,7 +223,8 @@ $(BUILD)/t/unit/%: $(BUILD)/t/unit/%.o $(BUILD)/libsd.a
 	$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LDLIBS)
 
 # kernels as C++ for the host; t/unit/cuda has what plays the device
-CXXFLAGS  += -std=gnu++17 $(OPT) -O2 -g -ffp-contract=off -Wall -Wextra \
+CXXFLAGS  += -std=gnu++17 $(OPT) -fno-strict-aliasing -ffp-contract=off \
+             -Wall -Wextra \
              -Werror -Wno-unused-parameter -Wno-unknown-pragmas \
              -Wno-unused-function -Wno-missing-field-initializers \
              $(SAN_$(SANITIZE)) $(if $(SANITIZE),-fno-omit-frame-pointer)
