@@ -835,7 +835,7 @@ sd_cuda_conv2d(sd_context_t *cx, sd_tensor_t y, const sd_conv2d_t *d)
         return cx->status;
     }
 
-    if (sd_cuda_is_direct(d->w)) {
+    if (sd_cuda_is_direct(d)) {
         return sd_conv_direct(cx, y, d);
     }
 

@@ -172,6 +172,16 @@ sd_cuda_close(sd_device_t *dev)
 }
 
 
+static int
+sd_cuda_memory(sd_device_t *dev, size_t *left, size_t *total)
+{
+    sd_cuda_device_t  *d = dev->impl;
+
+    return cudaSetDevice(d->ordinal) == cudaSuccess
+           && cudaMemGetInfo(left, total) == cudaSuccess ? SD_OK : SD_ERROR;
+}
+
+
 static void *
 sd_cuda_alloc(sd_device_t *dev, size_t size)
 {
@@ -750,6 +760,7 @@ static const sd_ops_t  sd_ops_cuda = {
 
     .open = sd_cuda_open,
     .close = sd_cuda_close,
+    .memory = sd_cuda_memory,
     .alloc = sd_cuda_alloc,
     .free = sd_cuda_free,
 

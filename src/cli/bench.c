@@ -20,44 +20,8 @@
 #include "../io/file.h"
 #include "../io/image.h"
 #include "cli.h"
+#include "bench.h"
 #include "profile.h"
-
-
-#define SD_BENCH_ROUNDS  20
-#define SD_BENCH_DUMPS   16
-
-
-typedef struct {
-    char      name[32];
-    float    *values;
-    int       rank;
-    int64_t   shape[8];
-} sd_bench_dump_t;
-
-typedef struct {
-    const char       *path;
-    const char       *name;             /* of the device */
-    int               threads;
-    sd_precision_t    precision;
-    int               rounds;
-    int               profile;
-    int               lines;
-    int               steps;
-    sd_params_t       params;
-    sd_buf_t          latents;
-
-    sd_device_t      *device;
-    sd_model_t       *model;
-    sd_context_t      cx;
-    sd_batch_t       *batch;
-    sd_picture_t     *picture;
-    uint8_t          *rgb;
-    sd_cli_memory_t   memory;
-    double            load;             /* seconds */
-
-    sd_bench_dump_t   dumps[SD_BENCH_DUMPS];
-    int               ndumps;
-} sd_bench_t;
 
 
 /* a part of the work; seconds: what it took, without its preparation */
@@ -74,6 +38,7 @@ static const struct option  sd_bench_options[] = {
     { "prompt",    required_argument, NULL, 'p' },
     { "steps",     required_argument, NULL, 's' },
     { "rounds",    required_argument, NULL, 'r' },
+    { "pictures",  required_argument, NULL, 'n' },
     { "latents",   required_argument, NULL, 'L' },
     { "profile",   no_argument,       NULL, 'O' },
     { "lines",     no_argument,       NULL, 'l' },
@@ -95,6 +60,7 @@ static const char  sd_bench_usage[] =
 "    --steps N           20\n"
 "    --prompt TEXT       something\n"
 "    --latents FILE      the initial noise, as for \"sd generate\"\n"
+"    --pictures N        on a card: at most so many at a time; 16\n"
 "    --rounds N          measure each part so often, show the median; 3\n"
 "    --profile           time by operation and shape, as shares of the peak of\n"
 "                        fp32 multiplications and additions\n"
@@ -602,6 +568,11 @@ sd_bench_parse(sd_bench_t *b, int argc, char **argv, sd_error_t *err)
             b->rounds = n;
             break;
 
+        case 'n':
+            rc = sd_cli_number("pictures", optarg, 1, SD_BENCH_PICTURES, &n);
+            b->pictures = n;
+            break;
+
         case 'L':
             if (sd_file_read(&b->latents, optarg, 64 << 20, err) != SD_OK) {
                 fprintf(stderr, "sd bench: %s\n", err->message);
@@ -647,6 +618,7 @@ sd_cli_bench(int argc, char **argv)
     b.path = sd_cli_default_model();
     b.name = "cpu";
     b.rounds = 3;
+    b.pictures = SD_BENCH_PICTURES;
     b.params.prompt = "a red house beside a lake at sunset";
     b.params.negative_prompt = "";
     b.params.steps = 20;
@@ -663,7 +635,10 @@ sd_cli_bench(int argc, char **argv)
 
     rc = sd_bench_open(&b, &err);
 
-    if (rc == SD_OK) {
+    if (rc == SD_OK && sd_can_record(b.device) && !b.lines && !b.profile) {
+        rc = sd_bench_card(&b, &err);
+
+    } else if (rc == SD_OK) {
         rc = b.lines ? sd_bench_lines(&b, &err)
              : b.profile ? sd_bench_profile(&b, &err)
              : sd_bench_table(&b, &err);

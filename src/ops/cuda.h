@@ -44,7 +44,7 @@ typedef struct {
 void sd_cuda_packed(const sd_weight_t *w, sd_cuda_packed_t *p);
 
 /* convolutions that the library's kernels are not for: see conv_direct.cu */
-int sd_cuda_is_direct(const sd_weight_t *w);
+int sd_cuda_is_direct(const sd_conv2d_t *d);
 
 /* temporary memory of operations, from the arena; empty where none is needed */
 sd_tensor_t sd_cuda_conv_scratch(sd_context_t *cx, const sd_tensor_t *y,

@@ -53,9 +53,10 @@ sd_cuda_packed(const sd_weight_t *w, sd_cuda_packed_t *p)
 
 
 int
-sd_cuda_is_direct(const sd_weight_t *w)
+sd_cuda_is_direct(const sd_conv2d_t *d)
 {
-    return w->c % 8 != 0 || w->k % 8 != 0;
+    return d->w->c % 8 != 0 || d->w->k % 8 != 0
+           || (d->w->upsample && !sd_empty(&d->x2));
 }
 
 
@@ -67,7 +68,7 @@ sd_cuda_conv_scratch(sd_context_t *cx, const sd_tensor_t *y,
 {
     sd_tensor_t  none = { 0 };
 
-    if (sd_cuda_is_direct(d->w)) {
+    if (sd_cuda_is_direct(d)) {
         return none;
     }
 

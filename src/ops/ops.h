@@ -376,6 +376,8 @@ struct sd_ops_s {
     int         (*open)(sd_device_t *dev, int threads, const char *isa,
                         sd_error_t *err);
     void        (*close)(sd_device_t *dev);
+    /* NULL where memory is the host's; bytes of the whole device */
+    int         (*memory)(sd_device_t *dev, size_t *left, size_t *total);
     void       *(*alloc)(sd_device_t *dev, size_t size);
     void        (*free)(sd_device_t *dev, void *p, size_t size);
 

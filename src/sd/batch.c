@@ -413,15 +413,14 @@ sd_batch_prepare(sd_batch_t *b, int width, int height, sd_error_t *err)
 }
 
 
-int
-sd_batch_row(sd_batch_t *b, sd_picture_t **p, int n, const atomic_int *cancel,
-    sd_error_t *err)
+/* enqueues the next row of each picture, so many times */
+
+static int
+sd_batch_enqueue(sd_batch_t *b, sd_picture_t **p, int n, int times)
 {
     int              i, samples;
     sd_context_t    *cx = b->cx;
     sd_recording_t  *r;
-
-    sd_context_reset(cx, err, cancel);
 
     samples = 0;
 
@@ -431,29 +430,52 @@ sd_batch_row(sd_batch_t *b, sd_picture_t **p, int n, const atomic_int *cancel,
 
     samples = sd_batch_round(b, samples);
 
+    r = sd_can_record(cx->device)
+        ? sd_batch_recording(b, p[0]->h, p[0]->w, samples) : NULL;
+
     sd_batch_fill(b->host, b->pictures, p, n, samples);
+    sd_put(cx, b->device, b->host, sd_batch_tables_size(b->pictures));
 
-    if (sd_can_record(cx->device)) {
-        r = sd_batch_recording(b, p[0]->h, p[0]->w, samples);
-
-        sd_put(cx, b->device, b->host, sd_batch_tables_size(b->pictures));
-        sd_replay(cx, r);
-
-    } else {
-        sd_put(cx, b->device, b->host, sd_batch_tables_size(b->pictures));
-        sd_batch_model(b->model, cx, b->device, b->pictures, samples, p[0]->h,
-                       p[0]->w, NULL, NULL);
+    for (i = 0; i < times; i++) {
+        if (r) {
+            sd_replay(cx, r);
+        } else {
+            sd_batch_model(b->model, cx, b->device, b->pictures, samples,
+                           p[0]->h, p[0]->w, NULL, NULL);
+        }
     }
 
-    (void) sd_wait(cx);
+    return sd_wait(cx);
+}
+
+
+int
+sd_batch_row(sd_batch_t *b, sd_picture_t **p, int n, const atomic_int *cancel,
+    sd_error_t *err)
+{
+    int  i, rc;
+
+    sd_context_reset(b->cx, err, cancel);
+
+    rc = sd_batch_enqueue(b, p, n, 1);
 
     for (i = 0; i < n; i++) {
-        if (cx->status == SD_OK) {
+        if (rc == SD_OK) {
             sd_batch_advance(p[i]);
         } else {
             sd_batch_rewind(p[i]);
         }
     }
 
-    return cx->status;
+    return rc;
+}
+
+
+int
+sd_batch_repeat(sd_batch_t *b, sd_picture_t **p, int n, int times,
+    sd_error_t *err)
+{
+    sd_context_reset(b->cx, err, NULL);
+
+    return sd_batch_enqueue(b, p, n, times);
 }

@@ -46,5 +46,10 @@ int sd_batch_prepare(sd_batch_t *b, int width, int height, sd_error_t *err);
 int sd_batch_row(sd_batch_t *b, sd_picture_t **p, int n,
     const atomic_int *cancel, sd_error_t *err);
 
+/* does the next row of each picture so many times, without moving them on or
+ * waiting in between: for benchmarks, what the device itself takes */
+int sd_batch_repeat(sd_batch_t *b, sd_picture_t **p, int n, int times,
+    sd_error_t *err);
+
 
 #endif
