@@ -503,9 +503,11 @@ attention_sm90(const __grid_constant__ CUtensorMap qmap,
         left = lk - t * KT;
 
         if (left < KT) {
+            left -= (lane & 3) * 2;
+
             #pragma unroll
             for (i = 0; i < KT / 2; i++) {
-                if (i / 4 * 8 + (lane & 3) * 2 + i % 2 >= left) {
+                if (i / 4 * 8 + i % 2 >= left) {
                     s[i] = -INFINITY;
                 }
             }
