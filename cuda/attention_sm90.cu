@@ -2,12 +2,13 @@
  * Self-attention of many tokens on Hopper, by wgmma and TMA.
  *
  * Floor, SD 1.5 at n = 2 (8 heads, d = 40, 4096 x 4096): 43 GFLOP of use, which
- * are 52 as the tensor cores see them (Q K^T pads d to 48, P V takes exactly
- * 40): 57 us at 900 TFLOP/s; 268 M exponentials at 16 a clock and SM: 64 us at
- * 1.98 GHz, which is what binds.  cuDNN pads d to 64 and takes 156 us.
- * d = 64 (5 heads, n = 2): 43 GFLOP, 168 M exponentials: 48 us; cuDNN 111 us.
+ * are 47 as the tensor cores see them (Q K^T pads d to 48, P V takes exactly
+ * 40): 63 us at the 755 TFLOP/s of a large GEMM; beside them 268 M exponentials
+ * at 16 a clock and SM: 64 us at 1.98 GHz.  cuDNN pads d to 64: 156 us.
+ * d = 64 (5 heads): 43 GFLOP, 57 us, and 168 M exponentials, 40 us; cuDNN
+ * 111 us.  d = 80 (8 heads, 1024 x 1024): 5.4 GFLOP, 7 us; cuDNN 18.6 us.
  *
- * Measured: see bench/RESULTS.md.
+ * Measured: not yet.
  *
  * DESIGN
  *
