@@ -8,7 +8,7 @@
  * (1 us).  The rest is latency: launch, first bytes from L2, one softmax.
  * Libraries take 7 to 14 us a call.
  *
- * Measured: see bench/RESULTS.md.
+ * Measured: not yet.
  *
  * DESIGN
  *

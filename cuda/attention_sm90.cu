@@ -2,12 +2,13 @@
  * Self-attention of many tokens on Hopper, by wgmma and TMA.
  *
  * Floor, SD 1.5 at n = 2 (8 heads, d = 40, 4096 x 4096): 43 GFLOP of use, which
- * are 52 as the tensor cores see them (Q K^T pads d to 48, P V takes exactly
- * 40): 57 us at 900 TFLOP/s; 268 M exponentials at 16 a clock and SM: 64 us at
- * 1.98 GHz, which is what binds.  cuDNN pads d to 64 and takes 156 us.
- * d = 64 (5 heads, n = 2): 43 GFLOP, 168 M exponentials: 48 us; cuDNN 111 us.
+ * are 47 as the tensor cores see them (Q K^T pads d to 48, P V takes exactly
+ * 40): 63 us at the 755 TFLOP/s of a large GEMM; beside them 268 M exponentials
+ * at 16 a clock and SM: 64 us at 1.98 GHz.  cuDNN pads d to 64: 156 us.
+ * d = 64 (5 heads): 43 GFLOP, 57 us, and 168 M exponentials, 40 us; cuDNN
+ * 111 us.  d = 80 (8 heads, 1024 x 1024): 5.4 GFLOP, 7 us; cuDNN 18.6 us.
  *
- * Measured: see bench/RESULTS.md.
+ * Measured: not yet.
  *
  * DESIGN
  *
@@ -382,12 +383,106 @@ tile_load(uint32_t at, const CUtensorMap *map, uint32_t barrier, int head,
 }
 
 
+/* s: [64, KT] = q k^T, as one group; q, k: boxes' memory */
+
+template <int D>
+static __device__ __forceinline__ void
+scores(float *s, uint32_t q, uint32_t k)
+{
+    int  i;
+
+    settled(s, KT / 2);
+    wgmma_fence();
+
+    #pragma unroll
+    for (i = 0; i < (D + 15) / 16; i++) {
+        wgmma_qk(s, matrix(q + i / 4 * 64 * ROW + i % 4 * 32, 16),
+                 matrix(k + i / 4 * KT * ROW + i % 4 * 32, 16), i != 0);
+    }
+
+    wgmma_commit();
+}
+
+
+/* o: [64, D] += p v, as one group; p: [KT / 16][4], v: boxes' memory */
+
+template <int D>
+static __device__ __forceinline__ void
+values(float *o, uint32_t *p, uint32_t v)
+{
+    int  i;
+
+    settled(o, D / 2);
+    settled(p, KT / 4);
+    wgmma_fence();
+
+    #pragma unroll
+    for (i = 0; i < KT / 16; i++) {
+        wgmma_pv<D>(o, p + 4 * i, matrix(v + i * 16 * ROW, KT * ROW));
+    }
+
+    wgmma_commit();
+}
+
+
+/*
+ * m: the rows' maxima so far; u: in powers of two, what to subtract; f: what
+ * shrinks the sums of before
+ */
+
+static __device__ __forceinline__ void
+maxima(const float *s, float *m, float *u, float *f, float c)
+{
+    int    i, j;
+    float  x, y;
+
+    #pragma unroll
+    for (i = 0; i < 2; i++) {
+        x = fmaxf(m[i], s[2 * i]);
+        y = s[2 * i + 1];
+
+        #pragma unroll
+        for (j = 4; j < KT / 2; j += 4) {
+            x = fmaxf(x, s[j + 2 * i]);
+            y = fmaxf(y, s[j + 2 * i + 1]);
+        }
+
+        x = quad_max(fmaxf(x, y));
+
+        u[i] = x * c;
+        f[i] = exp2_fast(fmaf(m[i], c, -u[i]));
+        m[i] = x;
+    }
+}
+
+
+/* p = 2^(s c - u) as an operand of values(), l: this lane's sums of it */
+
+static __device__ __forceinline__ void
+exponentials(uint32_t *p, float *l, const float *s, const float *u, float c)
+{
+    int    i;
+    float  x, y;
+
+    #pragma unroll
+    for (i = 0; i < KT / 4; i++) {
+        x = exp2_fast(fmaf(s[2 * i], c, -u[i % 2]));
+        y = exp2_fast(fmaf(s[2 * i + 1], c, -u[i % 2]));
+        l[i % 2] += x + y;
+        p[i] = pack(x, y);
+    }
+}
+
 #endif
 
 
-/* c: scale * log2(e); one map each of q, k, v and the output */
+/*
+ * c: scale * log2(e); one map each of q, k, v and the output.
+ * LATE: a tile's P V is started along with the next one's Q K^T, for which P
+ * needs registers of its own
+ */
 
-template <int D, int GROUPS, int STAGES>
+template <int D, int GROUPS, int STAGES, int LATE>
 static __global__ void __launch_bounds__(GROUPS * 128, 1)
 attention_sm90(const __grid_constant__ CUtensorMap qmap,
     const __grid_constant__ CUtensorMap kmap,
@@ -399,15 +494,13 @@ attention_sm90(const __grid_constant__ CUtensorMap qmap,
     const int  BOXES = (D + 63) / 64;       /* side by side */
     const int  QBOX = 64 * ROW;
     const int  KBOX = KT * ROW;
-    const int  NK = (D + 15) / 16;
-    const int  NP = KT / 16;
 
     extern __shared__ __align__(1024) unsigned char  shared[];
 
     int       i, j, t, lane, warp, group, head, sample, row, row0, left, steps,
-              stage;
-    float     m[2], l[2], u[2], f[2], x, y, s[KT / 2], o[D / 2];
-    uint32_t  p[NP][4], qs, ks, vs, q_full, k_full, v_full, empty, phase, at;
+              stage, before;
+    float     m[2], l[2], u[2], f[2], s[KT / 2], o[D / 2];
+    uint32_t  p[KT / 4], qs, ks, vs, q_full, k_full, v_full, empty, phase, at;
 
     /* 1024-byte aligned, as swizzling repeats after that */
 
@@ -452,7 +545,7 @@ attention_sm90(const __grid_constant__ CUtensorMap qmap,
             }
         }
 
-        for (t = 0; t < 2 && t < steps; t++) {
+        for (t = 0; t < 2 + LATE && t < steps; t++) {
             tile_load<BOXES>(ks + t * BOXES * KBOX, &kmap, k_full + t * 8,
                              head, t * KT, sample);
             tile_load<BOXES>(vs + t * BOXES * KBOX, &vmap, v_full + t * 8,
@@ -476,100 +569,87 @@ attention_sm90(const __grid_constant__ CUtensorMap qmap,
 
     barrier_wait(q_full, 0);
 
-    stage = 0;
+    /* S = Q K^T, [64, KT]; lane: row lane / 4 (+ 8) of the warp's 16 */
+
+    if (LATE) {
+
+        /* the first tile, a whole one, has no P V to start along */
+
+        barrier_wait(k_full, 0);
+        scores<D>(s, qs, ks);
+        wgmma_wait<0>();
+        settled(s, KT / 2);
+        maxima(s, m, u, f, c);
+        exponentials(p, l, s, u, c);
+    }
+
+    before = 0;
+    stage = LATE;
     phase = 0;
 
-    for (t = 0; t < steps; t++) {
-
-        /* S = Q K^T, [64, KT]; lane: row lane / 4 (+ 8) of the warp's 16 */
+    for (t = LATE; t < steps; t++) {
 
         barrier_wait(k_full + stage * 8, phase);
+        scores<D>(s, qs, ks + stage * BOXES * KBOX);
 
-        at = ks + stage * BOXES * KBOX;
+        if (LATE) {
+            barrier_wait(v_full + before * 8, phase ^ (stage == 0));
+            values<D>(o, p, vs + before * BOXES * KBOX);
+            wgmma_wait<1>();
 
-        settled(s, KT / 2);
-        wgmma_fence();
-
-        #pragma unroll
-        for (i = 0; i < NK; i++) {
-            wgmma_qk(s, matrix(qs + i / 4 * QBOX + i % 4 * 32, 16),
-                     matrix(at + i / 4 * KBOX + i % 4 * 32, 16), i != 0);
+        } else {
+            wgmma_wait<0>();
         }
 
-        wgmma_commit();
-        wgmma_wait<0>();
         settled(s, KT / 2);
 
         left = lk - t * KT;
 
         if (left < KT) {
+            left -= (lane & 3) * 2;
+
             #pragma unroll
             for (i = 0; i < KT / 2; i++) {
-                if (i / 4 * 8 + (lane & 3) * 2 + i % 2 >= left) {
+                if (i / 4 * 8 + i % 2 >= left) {
                     s[i] = -INFINITY;
                 }
             }
         }
 
-        /* the maximum so far; what was summed under the old one shrinks */
+        maxima(s, m, u, f, c);
 
-        #pragma unroll
-        for (i = 0; i < 2; i++) {
-            x = fmaxf(m[i], s[2 * i]);
-            y = s[2 * i + 1];
+        if (LATE) {
+            wgmma_wait<0>();
+            settled(o, D / 2);
+            settled(p, KT / 4);
 
-            #pragma unroll
-            for (j = 4; j < KT / 2; j += 4) {
-                x = fmaxf(x, s[j + 2 * i]);
-                y = fmaxf(y, s[j + 2 * i + 1]);
+            if (lane == 0) {
+                barrier_arrive(empty + before * 8);
             }
-
-            x = quad_max(fmaxf(x, y));
-
-            u[i] = x * c;
-            f[i] = exp2_fast(m[i] * c - u[i]);
-            m[i] = x;
-            l[i] *= f[i];
         }
+
+        /* never as part of an fma: the variants' bits are the same */
+
+        l[0] = __fmul_rn(l[0], f[0]);
+        l[1] = __fmul_rn(l[1], f[1]);
 
         #pragma unroll
         for (i = 0; i < D / 2; i++) {
             o[i] *= f[i / 2 % 2];
         }
 
-        #pragma unroll
-        for (i = 0; i < NP; i++) {
-            #pragma unroll
-            for (j = 0; j < 4; j++) {
-                x = exp2_fast(fmaf(s[8 * i + 2 * j], c, -u[j % 2]));
-                y = exp2_fast(fmaf(s[8 * i + 2 * j + 1], c, -u[j % 2]));
-                l[j % 2] += x + y;
-                p[i][j] = pack(x, y);
+        exponentials(p, l, s, u, c);
+
+        if (!LATE) {
+            barrier_wait(v_full + stage * 8, phase);
+            values<D>(o, p, vs + stage * BOXES * KBOX);
+            wgmma_wait<0>();
+            settled(o, D / 2);
+            settled(p, KT / 4);
+
+            if (lane == 0) {
+                barrier_arrive(empty + stage * 8);
             }
-        }
-
-        /* O += P V */
-
-        barrier_wait(v_full + stage * 8, phase);
-
-        at = vs + stage * BOXES * KBOX;
-
-        settled(o, D / 2);
-        settled(p[0], NP * 4);
-        wgmma_fence();
-
-        #pragma unroll
-        for (i = 0; i < NP; i++) {
-            wgmma_pv<D>(o, p[i], matrix(at + i * 16 * ROW, KBOX));
-        }
-
-        wgmma_commit();
-        wgmma_wait<0>();
-        settled(o, D / 2);
-        settled(p[0], NP * 4);
-
-        if (lane == 0) {
-            barrier_arrive(empty + stage * 8);
         }
 
         if (threadIdx.x == 0 && t + 2 < steps) {
@@ -587,10 +667,20 @@ attention_sm90(const __grid_constant__ CUtensorMap qmap,
 
         __syncwarp();
 
+        before = stage;
+
         if (++stage == STAGES) {
             stage = 0;
             phase ^= 1;
         }
+    }
+
+    if (LATE) {
+        barrier_wait(v_full + before * 8, phase ^ (stage == 0));
+        values<D>(o, p, vs + before * BOXES * KBOX);
+        wgmma_wait<0>();
+        settled(o, D / 2);
+        settled(p, KT / 4);
     }
 
     for (i = 0; i < 2; i++) {
@@ -660,7 +750,7 @@ map(CUtensorMap *m, encode_pt encode, const sd_half_t *x, int n, int rows,
 }
 
 
-template <int D, int GROUPS, int STAGES>
+template <int D, int GROUPS, int STAGES, int LATE>
 static cudaError_t
 launch(cudaStream_t s, const sd_cuda_attention_t *a, encode_pt encode)
 {
@@ -680,7 +770,7 @@ launch(cudaStream_t s, const sd_cuda_attention_t *a, encode_pt encode)
         return cudaErrorInvalidValue;
     }
 
-    rc = cudaFuncSetAttribute(attention_sm90<D, GROUPS, STAGES>,
+    rc = cudaFuncSetAttribute(attention_sm90<D, GROUPS, STAGES, LATE>,
                               cudaFuncAttributeMaxDynamicSharedMemorySize,
                               SIZE);
     if (rc != cudaSuccess) {
@@ -689,7 +779,7 @@ launch(cudaStream_t s, const sd_cuda_attention_t *a, encode_pt encode)
 
     grid = dim3((a->lq + GROUPS * 64 - 1) / (GROUPS * 64), a->heads, a->n);
 
-    attention_sm90<D, GROUPS, STAGES><<<grid, GROUPS * 128, SIZE, s>>>(
+    attention_sm90<D, GROUPS, STAGES, LATE><<<grid, GROUPS * 128, SIZE, s>>>(
         q, k, v, o, a->lq, a->lk, a->scale * LOG2E);
 
     return cudaGetLastError();
@@ -773,20 +863,20 @@ sd_cuda_attention_sm90(cudaStream_t s, const sd_cuda_chip_t *chip,
 
         switch (groups(chip, a, 4)) {
         case 2:
-            return launch<40, 2, 4>(s, a, encode);
+            return launch<40, 2, 4, 1>(s, a, encode);
 
         case 3:
-            return launch<40, 3, 4>(s, a, encode);
+            return launch<40, 3, 4, 1>(s, a, encode);
 
         default:
-            return launch<40, 4, 4>(s, a, encode);
+            return launch<40, 4, 4, 0>(s, a, encode);
         }
 
     case 64:
-        return groups(chip, a, 3) == 2 ? launch<64, 2, 4>(s, a, encode)
-                                       : launch<64, 3, 4>(s, a, encode);
+        return groups(chip, a, 3) == 2 ? launch<64, 2, 4, 1>(s, a, encode)
+                                       : launch<64, 3, 4, 1>(s, a, encode);
 
     default:
-        return launch<80, 2, 3>(s, a, encode);
+        return launch<80, 2, 3, 1>(s, a, encode);
     }
 }
