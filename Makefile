@@ -78,7 +78,6 @@ help:
 	@echo '               T=build/t/unit/buf for a unit'
 	@echo 'make units     build the unit tests only'
 	@echo 'make cuda-kernels  the kernels, by nvcc; CUDA_ARCHS=90a for one chip'
-	@echo 'make gpu-kernels   build/t/gpu/kernels, their test on a GPU'
 	@echo 'make bench     measure this machine, write bench/RESULTS.md'
 	@echo 'make golden    remake the reference numbers (torch, diffusers)'
 	@echo 'make fuzz      FUZZ_TIME=60 seconds a parser, with clang'
