@@ -13,6 +13,7 @@
  */
 
 #include <stdbool.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -37,13 +38,19 @@ enum {
 
 
 typedef struct {
-    char  what[8];
     int   n, h, w, c, oh, ow, k, r, stride, residual;
 } sd_conv_key_t;
 
+/* an engine of cuDNN's and how its knobs stand */
 typedef struct {
-    sd_cuda_plan_t   plan;
-    sd_desc_t        exec;
+    int              engine, n;
+    int              type[SD_CONV_KNOBS], value[SD_CONV_KNOBS];
+} sd_conv_choice_t;
+
+typedef struct {
+    sd_cuda_plan_t    plan;
+    sd_conv_choice_t  choice;
+    sd_desc_t         exec;
 } sd_conv_plan_t;
 
 typedef struct {
@@ -332,53 +339,56 @@ sd_graph_configs(sd_graph_t *g, sd_desc_t graph, sd_desc_t *configs)
 }
 
 
-/* whether an engine configuration is of the class that decides the bits:
- * Hopper's engines have clusters, and then the slice must be the deep one;
- * others are all taken, and told apart by their bits alone */
+/* reads what a configuration is; 0: it does not tell */
 
 static int
-sd_graph_in_class(sd_desc_t config)
+sd_conv_read(sd_desc_t config, sd_conv_choice_t *c)
 {
-    int                     i, cluster, deep, fits;
+    int                     i, ok;
     int64_t                 n, one, value;
-    sd_desc_t               knobs[SD_CONV_KNOBS];
+    sd_desc_t               engine, knobs[SD_CONV_KNOBS];
     cudnnBackendKnobType_t  type;
 
+    memset(c, 0, sizeof(sd_conv_choice_t));
     memset(knobs, 0, sizeof(knobs));
+    engine = NULL;
 
-    for (i = 0; i < SD_CONV_KNOBS; i++) {
-        if (cudnnBackendCreateDescriptor(CUDNN_BACKEND_KNOB_CHOICE_DESCRIPTOR,
-                                         &knobs[i])
-            != CUDNN_STATUS_SUCCESS)
-        {
-            break;
-        }
+    ok = cudnnBackendCreateDescriptor(CUDNN_BACKEND_ENGINE_DESCRIPTOR, &engine)
+         == CUDNN_STATUS_SUCCESS;
+
+    for (i = 0; i < SD_CONV_KNOBS && ok; i++) {
+        ok = cudnnBackendCreateDescriptor(CUDNN_BACKEND_KNOB_CHOICE_DESCRIPTOR,
+                                          &knobs[i])
+             == CUDNN_STATUS_SUCCESS;
     }
 
     n = 0;
-    cluster = 0;
-    deep = 1;
-    fits = i == SD_CONV_KNOBS
-           && cudnnBackendGetAttribute(config,
-                  CUDNN_ATTR_ENGINECFG_KNOB_CHOICES,
-                  CUDNN_TYPE_BACKEND_DESCRIPTOR, SD_CONV_KNOBS, &n, knobs)
-              == CUDNN_STATUS_SUCCESS;
 
-    for (i = 0; i < n && fits; i++) {
-        fits = cudnnBackendGetAttribute(knobs[i],
-                   CUDNN_ATTR_KNOB_CHOICE_KNOB_TYPE, CUDNN_TYPE_KNOB_TYPE, 1,
-                   &one, &type) == CUDNN_STATUS_SUCCESS
-               && cudnnBackendGetAttribute(knobs[i],
-                      CUDNN_ATTR_KNOB_CHOICE_KNOB_VALUE, CUDNN_TYPE_INT64, 1,
-                      &one, &value) == CUDNN_STATUS_SUCCESS;
+    ok = ok
+         && cudnnBackendGetAttribute(config, CUDNN_ATTR_ENGINECFG_ENGINE,
+                CUDNN_TYPE_BACKEND_DESCRIPTOR, 1, &one, &engine)
+            == CUDNN_STATUS_SUCCESS
+         && cudnnBackendGetAttribute(engine, CUDNN_ATTR_ENGINE_GLOBAL_INDEX,
+                CUDNN_TYPE_INT64, 1, &one, &value)
+            == CUDNN_STATUS_SUCCESS
+         && cudnnBackendGetAttribute(config,
+                CUDNN_ATTR_ENGINECFG_KNOB_CHOICES,
+                CUDNN_TYPE_BACKEND_DESCRIPTOR, SD_CONV_KNOBS, &n, knobs)
+            == CUDNN_STATUS_SUCCESS;
 
-        if (type == CUDNN_KNOB_TYPE_TILE_CGA_M) {
-            cluster = 1;
-        }
+    c->engine = ok ? (int) value : -1;
 
-        if (type == CUDNN_KNOB_TYPE_TILEK && value != 1) {
-            deep = 0;
-        }
+    for (i = 0; i < n && ok; i++) {
+        ok = cudnnBackendGetAttribute(knobs[i],
+                 CUDNN_ATTR_KNOB_CHOICE_KNOB_TYPE, CUDNN_TYPE_KNOB_TYPE, 1,
+                 &one, &type) == CUDNN_STATUS_SUCCESS
+             && cudnnBackendGetAttribute(knobs[i],
+                    CUDNN_ATTR_KNOB_CHOICE_KNOB_VALUE, CUDNN_TYPE_INT64, 1,
+                    &one, &value) == CUDNN_STATUS_SUCCESS;
+
+        c->type[i] = type;
+        c->value[i] = (int) value;
+        c->n = i + 1;
     }
 
     for (i = 0; i < SD_CONV_KNOBS; i++) {
@@ -387,7 +397,70 @@ sd_graph_in_class(sd_desc_t config)
         }
     }
 
-    return fits && cluster && deep;
+    if (engine) {
+        cudnnBackendDestroyDescriptor(engine);
+    }
+
+    return ok;
+}
+
+
+/* the configuration that a choice is for this graph; g's, as all else */
+
+static sd_desc_t
+sd_conv_write(sd_graph_t *g, sd_desc_t graph, const sd_conv_choice_t *c)
+{
+    int                     i;
+    int64_t                 value;
+    sd_desc_t               engine, config, knobs[SD_CONV_KNOBS];
+    cudnnBackendKnobType_t  type;
+
+    value = c->engine;
+
+    engine = sd_graph_make(g, CUDNN_BACKEND_ENGINE_DESCRIPTOR);
+    sd_graph_link(g, engine, CUDNN_ATTR_ENGINE_OPERATION_GRAPH, graph);
+    sd_graph_set(g, engine, CUDNN_ATTR_ENGINE_GLOBAL_INDEX, CUDNN_TYPE_INT64,
+                 1, &value);
+    sd_graph_done(g, engine);
+
+    for (i = 0; i < c->n; i++) {
+        type = c->type[i];
+        value = c->value[i];
+
+        knobs[i] = sd_graph_make(g, CUDNN_BACKEND_KNOB_CHOICE_DESCRIPTOR);
+        sd_graph_set(g, knobs[i], CUDNN_ATTR_KNOB_CHOICE_KNOB_TYPE,
+                     CUDNN_TYPE_KNOB_TYPE, 1, &type);
+        sd_graph_set(g, knobs[i], CUDNN_ATTR_KNOB_CHOICE_KNOB_VALUE,
+                     CUDNN_TYPE_INT64, 1, &value);
+        sd_graph_done(g, knobs[i]);
+    }
+
+    config = sd_graph_make(g, CUDNN_BACKEND_ENGINECFG_DESCRIPTOR);
+    sd_graph_link(g, config, CUDNN_ATTR_ENGINECFG_ENGINE, engine);
+    sd_graph_set(g, config, CUDNN_ATTR_ENGINECFG_KNOB_CHOICES,
+                 CUDNN_TYPE_BACKEND_DESCRIPTOR, c->n, knobs);
+
+    return sd_graph_done(g, config);
+}
+
+
+/* whether a choice is of the class that decides the bits: Hopper's engines
+ * have clusters, and then the slice must be the deep one */
+
+static int
+sd_conv_in_class(const sd_conv_choice_t *c)
+{
+    int  i, cluster, deep;
+
+    cluster = 0;
+    deep = 1;
+
+    for (i = 0; i < c->n; i++) {
+        cluster |= c->type[i] == CUDNN_KNOB_TYPE_TILE_CGA_M;
+        deep &= c->type[i] != CUDNN_KNOB_TYPE_TILEK || c->value[i] == 1;
+    }
+
+    return cluster && deep;
 }
 
 
@@ -578,6 +651,7 @@ sd_conv_choose(sd_cuda_device_t *dev, sd_conv_plan_t *p,
     uint64_t          bits, first;
     sd_desc_t         configs[SD_CONV_CONFIGS], graph, exec;
     sd_graph_t        g = { 0 };
+    sd_conv_choice_t  choice;
     cudnnHandle_t     cudnn;
     sd_cuda_trial_t   trial;
     sd_conv_trial_t   t;
@@ -616,7 +690,9 @@ sd_conv_choose(sd_cuda_device_t *dev, sd_conv_plan_t *p,
     for (strict = 1; strict >= 0 && exec == NULL; strict--) {
 
         for (i = 0; i < n; i++) {
-            if (strict && !sd_graph_in_class(configs[i])) {
+            if (!sd_conv_read(configs[i], &choice)
+                || (strict && !sd_conv_in_class(&choice)))
+            {
                 continue;
             }
 
@@ -643,6 +719,7 @@ sd_conv_choose(sd_cuda_device_t *dev, sd_conv_plan_t *p,
                 }
 
                 exec = p->exec;
+                p->choice = choice;
                 p->plan.us = us;
 
             } else {
@@ -677,7 +754,7 @@ sd_conv_plan(sd_cuda_device_t *dev, const sd_conv_key_t *key, sd_error_t *err)
 {
     sd_conv_plan_t  *p;
 
-    p = (sd_conv_plan_t *) sd_cuda_plan_find(dev, key, sizeof(*key));
+    p = (sd_conv_plan_t *) sd_cuda_plan_find(dev, &sd_cuda_convs, key);
 
     if (p) {
         return p;
@@ -690,20 +767,85 @@ sd_conv_plan(sd_cuda_device_t *dev, const sd_conv_key_t *key, sd_error_t *err)
         return NULL;
     }
 
-    p->plan.free = sd_conv_free;
-
     if (sd_conv_choose(dev, p, key, err) != SD_OK) {
         sd_conv_free(&p->plan);
         return NULL;
     }
 
-    if (sd_cuda_plan_add(dev, &p->plan, key, sizeof(*key)) != SD_OK) {
-        sd_fail(err, "no memory for a plan");
-        return NULL;
-    }
+    sd_cuda_plan_add(dev, &p->plan, &sd_cuda_convs, key);
 
     return p;
 }
+
+
+/* engine, then knob=value ... */
+
+static void
+sd_conv_save(const sd_cuda_plan_t *plan, char *text, size_t size)
+{
+    int                    i, n;
+    const sd_conv_plan_t  *p = (const sd_conv_plan_t *) plan;
+
+    n = snprintf(text, size, "%d", p->choice.engine);
+
+    for (i = 0; i < p->choice.n && n < (int) size; i++) {
+        n += snprintf(text + n, size - n, " %d=%d", p->choice.type[i],
+                      p->choice.value[i]);
+    }
+}
+
+
+static sd_cuda_plan_t *
+sd_conv_load(sd_cuda_device_t *dev, const int *key, const char *text)
+{
+    int               n;
+    sd_graph_t        g = { 0 };
+    sd_conv_key_t     k;
+    cudnnHandle_t     cudnn;
+    sd_conv_plan_t   *p;
+    sd_conv_choice_t  c = { 0 };
+
+    memcpy(&k, key, sizeof(k));
+
+    if (sscanf(text, "%d%n", &c.engine, &n) != 1) {
+        return NULL;
+    }
+
+    for (text += n; c.n < SD_CONV_KNOBS; c.n++, text += n) {
+        if (sscanf(text, " %d=%d%n", &c.type[c.n], &c.value[c.n], &n) != 2) {
+            break;
+        }
+    }
+
+    p = calloc(1, sizeof(sd_conv_plan_t));
+
+    if (p == NULL || cudnnCreate(&cudnn) != CUDNN_STATUS_SUCCESS) {
+        free(p);
+        return NULL;
+    }
+
+    p->choice = c;
+    p->exec = sd_conv_exec(cudnn,
+                           sd_conv_write(&g, sd_graph_build(&g, cudnn, &k),
+                                         &c),
+                           (int64_t) SD_CUDA_WORKSPACE);
+
+    sd_graph_free(&g, NULL);
+    cudnnDestroy(cudnn);
+
+    if (p->exec == NULL) {
+        free(p);
+        return NULL;
+    }
+
+    return &p->plan;
+}
+
+
+const sd_cuda_kind_t  sd_cuda_convs = {
+    "conv", sizeof(sd_conv_key_t) / sizeof(int), sd_conv_free, sd_conv_save,
+    sd_conv_load
+};
 
 
 /* y = conv(x), x one packed tensor of w's channels */
@@ -722,7 +864,6 @@ sd_conv_library(sd_context_t *cx, sd_tensor_t y, const sd_conv2d_t *d,
 
     memset(&key, 0, sizeof(key));
 
-    strcpy(key.what, "conv");
     key.n = x->n;
     key.h = x->h;
     key.w = x->w;

@@ -39,20 +39,39 @@
 #define SD_CUDA_BUCKETS    512
 
 
-/* tune.c: plans by key; a key is plain bytes, zeroed before it is filled */
+typedef struct sd_cuda_plan_s    sd_cuda_plan_t;
+typedef struct sd_cuda_device_s  sd_cuda_device_t;
 
-typedef struct sd_cuda_plan_s  sd_cuda_plan_t;
+
+/*
+ * tune.c: plans by key, and the file that keeps them from one start to the
+ * next.  A key is a number of ints, zeroed before it is filled.
+ */
+
+#define SD_CUDA_KEY  16             /* ints at most */
+
+typedef struct {
+    const char        *name;        /* in the file; no spaces */
+    size_t             ints;        /* of a key */
+    void             (*free)(sd_cuda_plan_t *p);
+    /* the choice in words, without newlines; and back, NULL where it does not
+     * fit this device */
+    void             (*save)(const sd_cuda_plan_t *p, char *text, size_t size);
+    sd_cuda_plan_t  *(*load)(sd_cuda_device_t *dev, const int *key,
+                             const char *text);
+} sd_cuda_kind_t;
+
+extern const sd_cuda_kind_t  sd_cuda_gemms, sd_cuda_convs;
 
 struct sd_cuda_plan_s {
-    sd_cuda_plan_t   *next;
-    void             *key;
-    size_t            size;
-    float             us;           /* measured; 0: not */
-    void            (*free)(sd_cuda_plan_t *p);
+    const sd_cuda_kind_t  *kind;
+    sd_cuda_plan_t        *next;
+    int                    key[SD_CUDA_KEY];
+    float                  us;      /* measured; 0: not */
 };
 
 
-typedef struct {
+struct sd_cuda_device_s {
     int                ordinal;
     sd_cuda_chip_t     chip;
     cublasLtHandle_t   lt;
@@ -63,7 +82,8 @@ typedef struct {
     sd_cuda_plan_t    *plans[SD_CUDA_BUCKETS];
     size_t             nplans;
     double             tuned;       /* seconds that it took so far */
-} sd_cuda_device_t;
+    int                fresh;       /* plans that no file has yet */
+};
 
 
 typedef struct {
@@ -84,14 +104,17 @@ int sd_cuda_done(sd_context_t *cx, cudaError_t rc, const char *what);
 int sd_cuda_fail(sd_error_t *err, cudaError_t rc, const char *what);
 
 
-/* tune.c */
+/* tune.c; all under the device's lock */
 
-sd_cuda_plan_t *sd_cuda_plan_find(sd_cuda_device_t *dev, const void *key,
-    size_t size);
-/* takes plan; copies key */
-int sd_cuda_plan_add(sd_cuda_device_t *dev, sd_cuda_plan_t *plan,
-    const void *key, size_t size);
+sd_cuda_plan_t *sd_cuda_plan_find(sd_cuda_device_t *dev,
+    const sd_cuda_kind_t *kind, const void *key);
+void sd_cuda_plan_add(sd_cuda_device_t *dev, sd_cuda_plan_t *plan,
+    const sd_cuda_kind_t *kind, const void *key);
 void sd_cuda_plans_free(sd_cuda_device_t *dev);
+
+/* as in sd_ops_t */
+int sd_cuda_plans(sd_device_t *dev, const char *path, int save,
+    sd_error_t *err);
 
 
 /*

@@ -761,6 +761,7 @@ static const sd_ops_t  sd_ops_cuda = {
     .open = sd_cuda_open,
     .close = sd_cuda_close,
     .memory = sd_cuda_memory,
+    .plans = sd_cuda_plans,
     .alloc = sd_cuda_alloc,
     .free = sd_cuda_free,
 

@@ -23,7 +23,6 @@
 
 
 typedef struct {
-    char     what[8];
     int      rows, cols, depth, ldx, ldw, ldy;
     int      w_by_depth, y_is_float, bias, residual;
     int      align;                 /* bytes, of all addresses */
@@ -301,29 +300,22 @@ sd_gemm_choose(sd_cuda_device_t *dev, sd_gemm_plan_t *p,
 }
 
 
+/* a plan without its algorithm; NULL: no memory, or nothing of that kind */
+
 static sd_gemm_plan_t *
-sd_gemm_plan(sd_cuda_device_t *dev, const sd_gemm_key_t *key, sd_error_t *err)
+sd_gemm_describe(const sd_gemm_key_t *key)
 {
-    int                     ok;
-    sd_gemm_plan_t         *p;
-    cublasOperation_t       op;
-    cublasLtEpilogue_t      epilogue;
-    cudaDataType_t          type;
-
-    p = (sd_gemm_plan_t *) sd_cuda_plan_find(dev, key, sizeof(*key));
-
-    if (p) {
-        return p;
-    }
+    int                  ok;
+    sd_gemm_plan_t      *p;
+    cudaDataType_t       type;
+    cublasOperation_t    op;
+    cublasLtEpilogue_t   epilogue;
 
     p = calloc(1, sizeof(sd_gemm_plan_t));
 
     if (p == NULL) {
-        sd_fail(err, "no memory for a plan");
         return NULL;
     }
-
-    p->plan.free = sd_gemm_free;
 
     op = key->w_by_depth ? CUBLAS_OP_N : CUBLAS_OP_T;
     epilogue = key->bias ? CUBLASLT_EPILOGUE_BIAS : CUBLASLT_EPILOGUE_DEFAULT;
@@ -349,9 +341,30 @@ sd_gemm_plan(sd_cuda_device_t *dev, const sd_gemm_key_t *key, sd_error_t *err)
              == CUBLAS_STATUS_SUCCESS;
 
     if (!ok) {
+        sd_gemm_free(&p->plan);
+        return NULL;
+    }
+
+    return p;
+}
+
+
+static sd_gemm_plan_t *
+sd_gemm_plan(sd_cuda_device_t *dev, const sd_gemm_key_t *key, sd_error_t *err)
+{
+    sd_gemm_plan_t  *p;
+
+    p = (sd_gemm_plan_t *) sd_cuda_plan_find(dev, &sd_cuda_gemms, key);
+
+    if (p) {
+        return p;
+    }
+
+    p = sd_gemm_describe(key);
+
+    if (p == NULL) {
         sd_fail(err, "cublasLt does not describe [%d, %d] x [%d, %d]",
                 key->rows, key->depth, key->depth, key->cols);
-        sd_gemm_free(&p->plan);
         return NULL;
     }
 
@@ -360,13 +373,68 @@ sd_gemm_plan(sd_cuda_device_t *dev, const sd_gemm_key_t *key, sd_error_t *err)
         return NULL;
     }
 
-    if (sd_cuda_plan_add(dev, &p->plan, key, sizeof(*key)) != SD_OK) {
-        sd_fail(err, "no memory for a plan");
-        return NULL;
-    }
+    sd_cuda_plan_add(dev, &p->plan, &sd_cuda_gemms, key);
 
     return p;
 }
+
+
+/* an algorithm is opaque: its words, which the library checks when it reads
+ * them again */
+
+static void
+sd_gemm_save(const sd_cuda_plan_t *plan, char *text, size_t size)
+{
+    size_t                 i;
+    const sd_gemm_plan_t  *p = (const sd_gemm_plan_t *) plan;
+
+    for (i = 0; i < sizeof(p->algo.data) / sizeof(p->algo.data[0]); i++) {
+        snprintf(text + 17 * i, size - 17 * i, "%016llx ",
+                 (unsigned long long) p->algo.data[i]);
+    }
+}
+
+
+static sd_cuda_plan_t *
+sd_gemm_load(sd_cuda_device_t *dev, const int *key, const char *text)
+{
+    char                             *end;
+    size_t                            i;
+    sd_gemm_key_t                     k;
+    sd_gemm_plan_t                   *p;
+    cublasLtMatmulHeuristicResult_t   check;
+
+    memcpy(&k, key, sizeof(k));
+    p = sd_gemm_describe(&k);
+
+    for (i = 0; p && i < sizeof(p->algo.data) / sizeof(p->algo.data[0]); i++) {
+        p->algo.data[i] = strtoull(text, &end, 16);
+
+        if (end == text) {
+            break;
+        }
+
+        text = end;
+    }
+
+    if (p && (i < sizeof(p->algo.data) / sizeof(p->algo.data[0])
+              || cublasLtMatmulAlgoCheck(dev->lt, p->desc, p->a, p->b, p->d,
+                                         p->d, &p->algo, &check)
+                 != CUBLAS_STATUS_SUCCESS
+              || check.workspaceSize > SD_CUDA_WORKSPACE))
+    {
+        sd_gemm_free(&p->plan);
+        return NULL;
+    }
+
+    return p ? &p->plan : NULL;
+}
+
+
+const sd_cuda_kind_t  sd_cuda_gemms = {
+    "gemm", sizeof(sd_gemm_key_t) / sizeof(int), sd_gemm_free, sd_gemm_save,
+    sd_gemm_load
+};
 
 
 int
@@ -379,7 +447,6 @@ sd_cuda_gemm(sd_context_t *cx, const sd_cuda_gemm_t *g)
 
     memset(&key, 0, sizeof(key));
 
-    strcpy(key.what, "gemm");
     key.rows = g->rows;
     key.cols = g->cols;
     key.depth = g->depth;

@@ -2,9 +2,15 @@
  * Plans, and how candidates for them are timed: see cuda.h.
  */
 
+#define _GNU_SOURCE
+
+#include <errno.h>
+#include <limits.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "cuda.h"
 
@@ -27,13 +33,13 @@ sd_cuda_now(void)
 /* FNV-1a */
 
 static size_t
-sd_cuda_hash(const void *key, size_t size)
+sd_cuda_hash(const sd_cuda_kind_t *kind, const int *key)
 {
     size_t                i;
     uint64_t              h = 0xcbf29ce484222325;
-    const unsigned char  *p = key;
+    const unsigned char  *p = (const unsigned char *) key;
 
-    for (i = 0; i < size; i++) {
+    for (i = 0; i < kind->ints * sizeof(int); i++) {
         h = (h ^ p[i]) * 0x100000001b3;
     }
 
@@ -42,12 +48,15 @@ sd_cuda_hash(const void *key, size_t size)
 
 
 sd_cuda_plan_t *
-sd_cuda_plan_find(sd_cuda_device_t *dev, const void *key, size_t size)
+sd_cuda_plan_find(sd_cuda_device_t *dev, const sd_cuda_kind_t *kind,
+    const void *key)
 {
     sd_cuda_plan_t  *p;
 
-    for (p = dev->plans[sd_cuda_hash(key, size)]; p; p = p->next) {
-        if (p->size == size && memcmp(p->key, key, size) == 0) {
+    for (p = dev->plans[sd_cuda_hash(kind, key)]; p; p = p->next) {
+        if (p->kind == kind
+            && memcmp(p->key, key, kind->ints * sizeof(int)) == 0)
+        {
             return p;
         }
     }
@@ -56,28 +65,20 @@ sd_cuda_plan_find(sd_cuda_device_t *dev, const void *key, size_t size)
 }
 
 
-int
-sd_cuda_plan_add(sd_cuda_device_t *dev, sd_cuda_plan_t *plan, const void *key,
-    size_t size)
+void
+sd_cuda_plan_add(sd_cuda_device_t *dev, sd_cuda_plan_t *plan,
+    const sd_cuda_kind_t *kind, const void *key)
 {
     size_t  i;
 
-    plan->key = malloc(size);
+    plan->kind = kind;
+    memcpy(plan->key, key, kind->ints * sizeof(int));
 
-    if (plan->key == NULL) {
-        plan->free(plan);
-        return SD_ERROR;
-    }
-
-    memcpy(plan->key, key, size);
-    plan->size = size;
-
-    i = sd_cuda_hash(key, size);
+    i = sd_cuda_hash(kind, key);
     plan->next = dev->plans[i];
     dev->plans[i] = plan;
     dev->nplans++;
-
-    return SD_OK;
+    dev->fresh++;
 }
 
 
@@ -90,12 +91,196 @@ sd_cuda_plans_free(sd_cuda_device_t *dev)
     for (i = 0; i < SD_CUDA_BUCKETS; i++) {
         for (p = dev->plans[i]; p; p = next) {
             next = p->next;
-            free(p->key);
-            p->free(p);
+            p->kind->free(p);
         }
 
         dev->plans[i] = NULL;
     }
+}
+
+
+/*
+ * The file: a line that says what the plans are for, then one a line,
+ *
+ *     kind  ints of the key ...  microseconds  the choice in its kind's words
+ *
+ * A file of another device, driver or library is as none.  A line that makes no
+ * sense is passed over: its plan is chosen anew.
+ */
+
+static int
+sd_cuda_plans_head(sd_cuda_device_t *dev, char *head, size_t size)
+{
+    int                    driver;
+    struct cudaDeviceProp  prop;
+
+    if (cudaGetDeviceProperties(&prop, dev->ordinal) != cudaSuccess
+        || cudaDriverGetVersion(&driver) != cudaSuccess)
+    {
+        return SD_ERROR;
+    }
+
+    snprintf(head, size, "sd-plans 1, %s, driver %d, cudnn %zu, cublas %zu\n",
+             prop.name, driver, cudnnGetVersion(), cublasLtGetVersion());
+
+    return SD_OK;
+}
+
+
+static void
+sd_cuda_plans_line(sd_cuda_device_t *dev, char *line)
+{
+    int                           key[SD_CUDA_KEY];
+    char                         *p, *end;
+    long                          v;
+    float                         us;
+    size_t                        i, k, len;
+    sd_cuda_plan_t               *plan;
+    static const sd_cuda_kind_t  *kinds[] = {
+        &sd_cuda_gemms, &sd_cuda_convs
+    };
+
+    line[strcspn(line, "\n")] = '\0';
+    len = strcspn(line, " ");
+
+    for (k = 0; k < sizeof(kinds) / sizeof(kinds[0]); k++) {
+        if (strlen(kinds[k]->name) == len
+            && strncmp(line, kinds[k]->name, len) == 0)
+        {
+            break;
+        }
+    }
+
+    if (k == sizeof(kinds) / sizeof(kinds[0])) {
+        return;
+    }
+
+    memset(key, 0, sizeof(key));
+    p = line + len;
+
+    for (i = 0; i < kinds[k]->ints; i++) {
+        v = strtol(p, &end, 10);
+
+        if (end == p || v < 0 || v > INT_MAX) {
+            return;
+        }
+
+        key[i] = (int) v;
+        p = end;
+    }
+
+    us = strtof(p, &end);
+
+    if (end == p || *end != ' ' || sd_cuda_plan_find(dev, kinds[k], key)) {
+        return;
+    }
+
+    plan = kinds[k]->load(dev, key, end + 1);
+
+    if (plan) {
+        plan->us = us;
+        sd_cuda_plan_add(dev, plan, kinds[k], key);
+    }
+}
+
+
+static int
+sd_cuda_plans_load(sd_cuda_device_t *dev, const char *path, const char *head,
+    sd_error_t *err)
+{
+    char   line[1024];
+    FILE  *f;
+
+    f = fopen(path, "re");
+
+    if (f == NULL) {
+        return errno == ENOENT ? SD_OK
+                               : sd_fail(err, "%s: %s", path, strerror(errno));
+    }
+
+    if (fgets(line, sizeof(line), f) && strcmp(line, head) == 0) {
+        while (fgets(line, sizeof(line), f)) {
+            sd_cuda_plans_line(dev, line);
+        }
+
+        dev->fresh = 0;
+    }
+
+    fclose(f);
+
+    return SD_OK;
+}
+
+
+/* into place in one piece, so that who reads it meanwhile has the old one */
+
+static int
+sd_cuda_plans_save(sd_cuda_device_t *dev, const char *path, const char *head,
+    sd_error_t *err)
+{
+    int              i, bad;
+    char             text[512], name[PATH_MAX];
+    FILE            *f;
+    size_t           k;
+    sd_cuda_plan_t  *p;
+
+    snprintf(name, sizeof(name), "%s.%ld", path, (long) getpid());
+
+    f = fopen(name, "we");
+
+    if (f == NULL) {
+        return sd_fail(err, "%s: %s", name, strerror(errno));
+    }
+
+    fputs(head, f);
+
+    for (i = 0; i < SD_CUDA_BUCKETS; i++) {
+        for (p = dev->plans[i]; p; p = p->next) {
+            fputs(p->kind->name, f);
+
+            for (k = 0; k < p->kind->ints; k++) {
+                fprintf(f, " %d", p->key[k]);
+            }
+
+            p->kind->save(p, text, sizeof(text));
+            fprintf(f, " %.2f %s\n", p->us, text);
+        }
+    }
+
+    bad = ferror(f);
+
+    if (fclose(f) != 0 || bad || rename(name, path) != 0) {
+        sd_fail(err, "%s: %s", path, strerror(errno));
+        unlink(name);
+        return SD_ERROR;
+    }
+
+    dev->fresh = 0;
+
+    return SD_OK;
+}
+
+
+int
+sd_cuda_plans(sd_device_t *device, const char *path, int save,
+    sd_error_t *err)
+{
+    int                rc;
+    char               head[512];
+    sd_cuda_device_t  *dev = device->impl;
+
+    if (sd_cuda_plans_head(dev, head, sizeof(head)) != SD_OK) {
+        return sd_fail(err, "%s does not tell its name", device->name);
+    }
+
+    pthread_mutex_lock(&dev->lock);
+
+    rc = !save ? sd_cuda_plans_load(dev, path, head, err)
+         : dev->fresh ? sd_cuda_plans_save(dev, path, head, err) : SD_OK;
+
+    pthread_mutex_unlock(&dev->lock);
+
+    return rc;
 }
 
 

@@ -41,6 +41,7 @@ static const struct option  sd_bench_options[] = {
     { "pictures",  required_argument, NULL, 'n' },
     { "latents",   required_argument, NULL, 'L' },
     { "profile",   no_argument,       NULL, 'O' },
+    { "plans",     required_argument, NULL, 'f' },
     { "lines",     no_argument,       NULL, 'l' },
     { "help",      no_argument,       NULL, 'h' },
     { NULL,        0,                 NULL, 0 }
@@ -61,6 +62,7 @@ static const char  sd_bench_usage[] =
 "    --prompt TEXT       something\n"
 "    --latents FILE      the initial noise, as for \"sd generate\"\n"
 "    --pictures N        on a card: at most so many at a time; 16\n"
+"    --plans FILE        on a card: what was tuned before, and is now\n"
 "    --rounds N          measure each part so often, show the median; 3\n"
 "    --profile           time by operation and shape, as shares of the peak of\n"
 "                        fp32 multiplications and additions\n"
@@ -465,6 +467,7 @@ sd_bench_open(sd_bench_t *b, sd_error_t *err)
 {
     if (sd_device_open(&b->device, b->name, b->threads, b->precision, NULL, err)
         != SD_OK
+        || (b->plans && sd_device_plans(b->device, b->plans, 0, err) != SD_OK)
         || sd_model_open(&b->model, b->path, b->device, err) != SD_OK)
     {
         return SD_ERROR;
@@ -573,6 +576,10 @@ sd_bench_parse(sd_bench_t *b, int argc, char **argv, sd_error_t *err)
             b->pictures = n;
             break;
 
+        case 'f':
+            b->plans = optarg;
+            break;
+
         case 'L':
             if (sd_file_read(&b->latents, optarg, 64 << 20, err) != SD_OK) {
                 fprintf(stderr, "sd bench: %s\n", err->message);
@@ -642,6 +649,10 @@ sd_cli_bench(int argc, char **argv)
         rc = b.lines ? sd_bench_lines(&b, &err)
              : b.profile ? sd_bench_profile(&b, &err)
              : sd_bench_table(&b, &err);
+    }
+
+    if (rc == SD_OK && b.plans) {
+        rc = sd_device_plans(b.device, b.plans, 1, &err);
     }
 
     if (rc != SD_OK) {

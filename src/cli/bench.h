@@ -25,6 +25,7 @@ typedef struct {
 typedef struct {
     const char       *path;
     const char       *name;             /* of the device */
+    const char       *plans;            /* file, or NULL */
     int               threads;
     sd_precision_t    precision;
     int               rounds;

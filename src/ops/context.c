@@ -110,6 +110,13 @@ sd_device_close(sd_device_t *dev)
 }
 
 
+int
+sd_device_plans(sd_device_t *dev, const char *path, int save, sd_error_t *err)
+{
+    return dev->ops->plans ? dev->ops->plans(dev, path, save, err) : SD_OK;
+}
+
+
 /* contexts */
 
 int

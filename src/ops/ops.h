@@ -130,6 +130,15 @@ int sd_device_open(sd_device_t **dev, const char *name, int threads,
     sd_precision_t precision, const char *isa, sd_error_t *err);
 void sd_device_close(sd_device_t *dev);
 
+/*
+ * what a device has found out about itself, such as which of several kernels
+ * is the fastest for a shape, from and to a file: a matter of start-up time,
+ * never of results.  A file that is missing or of another device is fine, and
+ * nothing is written where there is nothing new.
+ */
+int sd_device_plans(sd_device_t *dev, const char *path, int save,
+    sd_error_t *err);
+
 /* a device for plan mode: no threads, no memory, any machine */
 int sd_device_plan(sd_device_t **dev, const char *name,
     sd_precision_t precision, sd_error_t *err);
@@ -376,6 +385,10 @@ struct sd_ops_s {
     int         (*open)(sd_device_t *dev, int threads, const char *isa,
                         sd_error_t *err);
     void        (*close)(sd_device_t *dev);
+    /* NULL, or load and save; see sd_device_plans() */
+    int         (*plans)(sd_device_t *dev, const char *path, int save,
+                         sd_error_t *err);
+
     /* NULL where memory is the host's; bytes of the whole device */
     int         (*memory)(sd_device_t *dev, size_t *left, size_t *total);
     void       *(*alloc)(sd_device_t *dev, size_t size);
