@@ -237,16 +237,21 @@ sd_picture_row(sd_picture_t *p, sd_context_t *cx, int row, sd_tensor_t latent,
     sd_tensor_t        x, out;
     sd_unet_given_t    given = { 0 };
     sd_sampler_step_t  step = { 0 };
+    const sd_slot_t   *slots;
+
+    /* plan mode has no tables */
+
+    slots = p->slots ? p->slots + row : NULL;
 
     x = sd_alloc(cx, p->n, p->h, p->w, p->c);
-    sd_scale_input(cx, x, latent, p->slots + row);
+    sd_scale_input(cx, x, latent, slots);
 
     if (row == 0) {
         sd_picture_show(p, cx, x, 1, "unet_in_000");
     }
 
     given.time.table = p->time;
-    given.time.row = p->row_index + 2 * row;
+    given.time.row = p->row_index ? p->row_index + 2 * row : NULL;
     given.text = p->text;
 
     out = sd_unet(&p->model->unet, cx, x, &given);
@@ -259,7 +264,7 @@ sd_picture_row(sd_picture_t *p, sd_context_t *cx, int row, sd_tensor_t latent,
     step.out = out;
     step.kept = kept;
     step.denoised = p->denoised;
-    step.slots = p->slots + row;
+    step.slots = slots;
     sd_sampler_step(cx, &step);
 
     sd_free(cx, &out);
