@@ -80,6 +80,7 @@ help:
 	@echo 'make cuda-kernels  the kernels, by nvcc; CUDA_ARCHS=90a for one chip'
 	@echo 'make bench     measure this machine, write bench/RESULTS.md'
 	@echo 'make golden    remake the reference numbers (torch, diffusers)'
+	@echo 'make valgrind  a demo under valgrind: no error, no leak; minutes'
 	@echo 'make fuzz      FUZZ_TIME=60 seconds a parser, with clang'
 	@echo 'make install   the module into $(NGINX_MODULES)'
 	@echo 'make clean     remove $(BUILD)/'
@@ -248,6 +249,13 @@ test:
 	SD_BUILD=$(BUILD) prove -It/lib \
 	    $(if $(filter command line,$(origin T)),$(T),$(TESTS) $(T))
 endif
+
+# not part of make test: it takes minutes
+.PHONY: valgrind
+valgrind:
+	@$(MAKE) --no-print-directory deps PKGS='$(PKGS) valgrind'
+	@$(MAKE) --no-print-directory -j$$(nproc) all
+	SD_BUILD=$(BUILD) prove -It/lib t/valgrind/run.pl
 
 FUZZ_OBJS := $(SRCS:%.c=$(BUILD)/fuzz/%.o)
 FUZZ_CC   := clang -std=gnu11 -O1 -g -pthread -ffp-contract=off

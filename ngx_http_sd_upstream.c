@@ -774,6 +774,11 @@ ngx_http_sd_finalize_request(ngx_http_request_t *r, ngx_int_t rc)
         return;
     }
 
+    /* core ends the connection, but not the response: browsers throw away what
+     * they have not read yet of one that is cut */
+
+    b->last_buf = (r == r->main) ? 1 : 0;
+    b->last_in_chain = 1;
     b->memory = 1;
     b->flush = 1;
     b->pos = ctx->ending;

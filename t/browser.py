@@ -4,12 +4,15 @@ Drives Debian's Chromium and prints TAP.  Run by t/js.t and t/browser.t in
 build/venv.
 
     browser.py unit             runs t/sd_test.js over html/sd.js, no server
-    browser.py page URL SHOTS   the page at URL; screenshots go to SHOTS
+    browser.py page URL SHOTS BOTH
+                                the page at URL; screenshots go to SHOTS; at
+                                BOTH, two workers take turns
 """
 
 import json
 import os
 import re
+import signal
 import sys
 import time
 import traceback
@@ -431,6 +434,105 @@ def errors(tap, browser, url, shots):
     v.context.close()
 
 
+def killed(tap, browser, url, both):
+    """the engine's worker is killed under sd.js, and under the page"""
+    v = Visitor(browser, both)
+    pid = status(both)['pid']
+
+    # a stream at each worker, in its middle
+
+    workers = v.page.evaluate('''async pid => {
+        const { generate } = await import("/sd.js");
+
+        window.ends = {};
+
+        for (let i = 0; i < 50 && Object.keys(window.ends).length < 2; i++) {
+            const abort = new AbortController();
+            let where;
+
+            const stream = generate("/generate", { prompt: "a hill",
+                                                   steps: 100 }, {
+                signal: abort.signal,
+                fetch: async (...args) => {
+                    const response = await fetch(...args);
+
+                    where = response.headers.get("Worker") == pid
+                            ? "engine" : "other";
+                    return response;
+                } });
+
+            while ((await stream.next()).value?.type != "latent") { }
+
+            if (window.ends[where]) {
+                abort.abort();
+                continue;
+            }
+
+            window.ends[where] = (async () => {
+                try {
+                    for await (const event of stream) { }
+                    return ["no error"];
+
+                } catch (error) {
+                    return [error.name, error.code, error.message,
+                            error.resume?.step > 0];
+                }
+            })();
+        }
+
+        return Object.keys(window.ends).sort();
+    }''', pid)
+    tap.ok(workers == ['engine', 'other'], 'a stream at each worker', workers)
+
+    os.kill(pid, signal.SIGKILL)
+
+    end = v.page.evaluate('window.ends.engine')
+    tap.ok(end[:2] == ['SDError', 'cut'] and end[2] and end[3],
+           'at the killed one sd.js tells a cut, and what to go on from', end)
+    end = v.page.evaluate('window.ends.other')
+    tap.ok(end[:2] == ['SDError', 'engine_failed'] and 'engine' in end[2]
+           and end[3], 'at the other one that the engine has ended', end)
+    v.context.close()
+
+    # the page goes on by itself, to the same picture
+
+    v = Visitor(browser, url)
+    prompt = 'a lighthouse by the sea at sunset'
+    v.finished(lambda: v.start(prompt, seed=7, num_inference_steps=20))
+    frames = v.frames()
+
+    def kill():
+        v.start(prompt, seed=7, num_inference_steps=20)
+        v.see('#cells img').not_to_have_count(0)
+        os.kill(status(url)['pid'], signal.SIGKILL)
+
+    v.finished(kill)
+    tap.ok(same(v.frames(), frames),
+           'the page goes on after a kill, to the same picture')
+    v.see('#error').to_be_hidden()
+
+    # killed again and again: told in words, and the next request works
+
+    v.start(prompt, seed=7, num_inference_steps=100)
+
+    for _ in range(10):
+        if v.locator('#error').is_visible():
+            break
+
+        before = status(url)
+        until(lambda: v.locator('#error').is_visible()
+              or status(url)['running'] > 0, 20, v.page)
+        os.kill(status(url)['pid'], signal.SIGKILL)
+        until(lambda: status(url)['pid'] != before['pid'], 20, v.page)
+
+    v.see('#error').to_be_visible()
+    tap.ok(re.search(r'cut|engine|reached', v.inner_text('#error')),
+           'killed again and again is told in words', v.inner_text('#error'))
+    v.finished(lambda: v.start(prompt, seed=7, num_inference_steps=20))
+    tap.ok(same(v.frames(), frames), 'and the next request works')
+    v.context.close()
+
+
 def phone(tap, browser, url, shots):
     for scheme in ('light', 'dark'):
         v = Visitor(browser, url, viewport={'width': 360, 'height': 740},
@@ -488,7 +590,7 @@ def main():
             if sys.argv[1] == 'unit':
                 return unit(browser)
 
-            url, shots = sys.argv[2:4]
+            url, shots, both = sys.argv[2:5]
             os.makedirs(shots, exist_ok=True)
             expect.set_options(timeout=TIMEOUT)
             tap = Tap()
@@ -499,6 +601,7 @@ def main():
                 lambda: errors(tap, browser, url, shots),
                 lambda: phone(tap, browser, url, shots),
                 lambda: labels(tap, browser, url),
+                lambda: killed(tap, browser, url, both),
             ):
                 try:
                     test()

@@ -16,7 +16,7 @@ chdir "$FindBin::Bin/.." or die "$!";
 system('t/venv.sh') == 0
     or die "cannot make $SD::BUILD/venv: python3-venv or PyPI is missing\n";
 
-my $t = SD->new(server => <<'END');
+my $t = SD->new(main => 'worker_processes 2;', server => <<'END',
         root   %%TOP%%/html;
         index  index.html;
 
@@ -32,11 +32,22 @@ my $t = SD->new(server => <<'END');
 
         location = /generate { sd_generate; }
 END
+    servers => <<'END');
+    # each worker with a socket of its own, so that both get connections
+    server {
+        listen 127.0.0.1:%%PORT1%% reuseport;
+        root %%TOP%%/html;
+        types { text/html html; text/javascript js; }
+        location = /status { sd_status; }
+        location = /generate { sd_generate; add_header Worker $pid; }
+    }
+END
 
 $t->start();
 
 open my $python, '-|', "$SD::BUILD/venv/bin/python", 't/browser.py', 'page',
-     'http://127.0.0.1:' . $t->port() . '/', "$SD::BUILD/shots"
+     'http://127.0.0.1:' . $t->port() . '/', "$SD::BUILD/shots",
+     'http://127.0.0.1:' . $t->port('PORT1') . '/'
     or die "cannot run python: $!\n";
 
 # its TAP, said again by this program, which has a test more
@@ -59,6 +70,8 @@ close $python;
 
 is(Test::More->builder->current_test, $plan, 'the browser came to the end');
 
-$t->stop();
+# the test has killed workers itself
+
+$t->stop(except => qr/worker process \d+ exited on signal 9/);
 
 done_testing();

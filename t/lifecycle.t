@@ -83,7 +83,12 @@ for my $workers (1, 2, 'auto') {
     cmp_ok($time // 99, '<', 1, sprintf '%s: TERM ends within %.2f s',
            $workers, $time // 99);
 
-    ok(!$_->complete(), "$workers: what was running is cut") for @r;
+    for (@r) {
+        my @parts = $_->parts();
+
+        ok(!$_->complete() || $parts[-1]{event} eq 'error',
+           "$workers: what was running is cut, or ends with an error");
+    }
 
 
     # the engine's worker is killed: an error in order, or a cut, but nothing
@@ -111,12 +116,60 @@ for my $workers (1, 2, 'auto') {
 }
 
 
-# another worker is killed: the engine does not mind
+# what a client has when the engine's worker is killed in mid-stream: at that
+# worker its connection is cut, at another one the ready-made ending comes
 
-my $t = SD->new(%conf, main => 'worker_processes 2;');
+my $t = SD->new(http => $conf{http} . 'sd_slots 32;', servers => <<'END',
+    server {
+        listen 127.0.0.1:%%PORT1%% reuseport;
+        add_header Worker $pid;
+        location = /generate { sd_generate; }
+    }
+END
+    main => 'worker_processes 2;');
 $t->start();
 
 my $pid = $t->status()->{pid};
+my %at;
+
+for (1 .. 50) {
+    my $r = $t->request('POST', '/generate', port => $t->port('PORT1'),
+        headers => { Accept => $mixed, 'Content-Type' => 'application/json' },
+        body => json_encode({ %long }));
+
+    while (my $p = $r->part()) {
+        last if $p->{event} eq 'preview';
+    }
+
+    $at{$r->header('Worker') == $pid ? 'engine' : 'other'} //= $r;
+    last if keys %at == 2;
+}
+
+kill 'KILL', $pid;
+
+my @parts = $at{engine}->parts();
+ok(!$at{engine}->closed() && !$at{engine}->complete(),
+   'at the killed worker: a cut that shows');
+
+@parts = $at{other}->parts();
+ok($at{other}->closed() && $at{other}->complete(),
+   'at the other: an orderly end');
+is($parts[-1]{event}, 'error', 'which is an error');
+is(json_decode($parts[-1]{body})->{error}{code}, 'engine_failed', 'by name');
+
+same($t->request('POST', '/generate', port => $t->port('PORT1'),
+                 body => json_encode({ %small }))->body(), $jpeg,
+    'the next one is served');
+
+$t->stop(except => qr/worker process $pid exited on signal 9/);
+
+
+# another worker is killed: the engine does not mind
+
+$t = SD->new(%conf, main => 'worker_processes 2;');
+$t->start();
+
+$pid = $t->status()->{pid};
 my ($other) = grep { $_ != $pid } $t->workers();
 
 kill 'KILL', $other;

@@ -20,8 +20,10 @@ my $t = SD->new(http => <<'END', server => <<'END');
     sd_max_images 2;
     client_max_body_size 256k;
     client_body_buffer_size 1k;
+    large_client_header_buffers 4 100k;
     include %%TOP%%/conf/errors.conf;
 END
+        error_page 494 =431 /sd-error;
         error_page 400 404 405 408 413 414 429 431 500 502 503 504 /sd-error;
         location = /sd-error {
             internal;
@@ -245,6 +247,34 @@ is(json_decode($r->body())->{error}{code}, 'bad_request', 'in JSON');
 $r = $t->get('/nothing-here');
 is($r->status(), 404, 'no such address');
 is(json_decode($r->body())->{error}{code}, 'not_found', 'in JSON');
+
+
+# addresses and headers that nginx lets through, and those that it does not
+
+my $much = 'x' x 70000;
+
+for ([ 414, 'args', "/generate?prompt=$much" ],
+     [ 431, 'Accept', '/generate?prompt=x', Accept => $much ],
+     [ 431, 'Content-Type', '/generate?prompt=x', 'Content-Type' => $much ])
+{
+    my ($status, $param, $uri, @headers) = @$_;
+
+    $r = $t->get($uri, @headers);
+    is($r->status(), $status, "a long $param");
+    is(json_decode($r->body())->{error}{param}, $param, "$param: by name");
+}
+
+$r = $t->post('/generate', { %small }, Accept => $much);
+is($r->status(), 431, 'a long Accept with a body');
+
+for ([ 414, "/generate?$much$much" ], [ 431, '/generate', A => "$much$much" ]) {
+    my ($status, $uri, @headers) = @$_;
+
+    $r = $t->get($uri, @headers);
+    is($r->status(), $status, "$status by nginx itself");
+    is(json_decode($r->body())->{error}{type}, 'invalid_request_error',
+        "$status: in JSON");
+}
 
 
 # bodies in several pieces, and in a file

@@ -133,6 +133,60 @@ for my $sampler (qw/ ddim euler /) {
     differ($r->body(), $png, "$sampler: into another picture");
 }
 
+# initial noise of one's own, of one picture or of each
+
+sub noise {
+    my ($n, @values) = @_;
+
+    my $header = json_encode({ latents => {
+        dtype => 'F32', shape => [ $n, 4, 8, 8 ],
+        data_offsets => [ 0, 4 * @values ] } });
+
+    return encode_base64(pack('Q<', length $header) . $header
+                         . pack('f<*', @values), '');
+}
+
+sub images {
+    my $r = $t->post('/generate', { prompt => 'a red house', width => 64,
+                                    height => 64, steps => 3, seed => 7,
+                                    format => 'json', @_ });
+    my $all = json_decode($r->body());
+
+    return $r->status() == 200 ? map { $_->{b64_json} } @{$all->{images}}
+                               : "$all->{error}{param}: "
+                                 . $all->{error}{message};
+}
+
+my @noise = map { 1.4 * sin($_ ** 2) } 1 .. 256;
+my @other = map { 1.4 * cos($_ ** 2) } 1 .. 256;
+
+my ($one) = images(latents => noise(1, @noise));
+my ($two) = images(latents => noise(1, @other), seed => 8);
+my @both = images(latents => noise(2, @noise, @other), n => 2);
+
+differ($one, $two, 'other noise is another picture');
+is(scalar @both, 2, 'noise for two');
+same($both[0], $one, 'the first has the first noise');
+same($both[1], $two, 'the second has the second');
+same((images(latents => noise(2, @noise, @other), n => 2,
+             sampler => 'euler_a'))[1],
+    (images(latents => noise(1, @other), seed => 8, sampler => 'euler_a'))[0],
+    'and what is added later is that of its seed');
+
+for ([ 'noise of two for one', noise(2, @noise, @other) ],
+     [ 'noise of one for two', noise(1, @noise), n => 2 ],
+     [ 'of two in mid-way', noise(2, @noise, @other), n => 2,
+       starting_step => 1 ],
+     [ 'a state for two', encode_base64((values %{{
+         states({ prompt => 'a red house', width => 64, height => 64,
+                  steps => 3 }) }})[0], ''), n => 2 ])
+{
+    my ($name, $latents, @fields) = @$_;
+
+    like((images(latents => $latents, @fields))[0], qr/^latents: latents: /,
+        $name);
+}
+
 $t->stop();
 
 done_testing();

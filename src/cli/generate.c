@@ -378,6 +378,8 @@ sd_generate_run(sd_generate_t *g, sd_error_t *err)
 
     for (i = 0; i < g->n && rc == SD_OK; i++) {
         g->params.seed = seed + i;
+        g->params.image = i;
+        g->params.images = g->n;
 
         rc = sd_picture_create(&p, g->loaded, &g->params, err);
 

@@ -283,6 +283,7 @@ sd_device_begin(sd_engine_t *e, sd_run_t *run, sd_error_t *err)
     if (run->picture == NULL) {
         params = job->params.params;
         params.seed += run->image;
+        params.image = run->image;
 
         rc = sd_picture_create(&run->picture, job->model->model, &params, err);
         if (rc != SD_OK) {

@@ -355,13 +355,15 @@ sd_encoder_request(sd_job_t *job)
                                &err);
     }
 
-    if (rc == SD_OK) {
+    if (rc == SD_OK && job->params.images == 1) {
 
         /* the picture has its own copy */
         sd_buf_free(&job->params.latents);
         job->params.params.latents = NULL;
         job->params.params.latents_size = 0;
+    }
 
+    if (rc == SD_OK) {
         rc = sd_encoder_info(job, &err);
     }
 

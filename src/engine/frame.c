@@ -31,8 +31,23 @@ typedef struct {
     sd_location_t   location;
     uint32_t        method;
     uint32_t        len[SD_FRAME_STRINGS];
+    uint32_t        too_long;           /* 1 + the first one that was, or 0 */
+    uint32_t        reserved;
     uint64_t        body_length;
 } sd_frame_request_t;
+
+
+static const struct {
+    const char     *name;
+    int             status;
+} sd_frame_too_long[SD_FRAME_STRINGS] = {
+    { "uri", 414 },
+    { "args", 414 },
+    { "Accept", 431 },
+    { "Content-Type", 431 },
+    { "Last-Event-ID", 431 },
+    { "X-Request-Id", 431 }
+};
 
 
 static void
@@ -68,8 +83,8 @@ sd_frame_request(sd_buf_t *out, const uint8_t cookie[SD_COOKIE_SIZE],
 
     for (i = 0; i < SD_FRAME_STRINGS; i++) {
         if (s[i]->len > SD_MAX_STRING) {
-            return sd_error(err, 414, "uri_too_long", NULL,
-                            "a header or the query is longer than 64 kB");
+            h.too_long = h.too_long ? h.too_long : 1u + i;
+            continue;
         }
 
         h.len[i] = s[i]->len;
@@ -79,7 +94,7 @@ sd_frame_request(sd_buf_t *out, const uint8_t cookie[SD_COOKIE_SIZE],
     sd_buf_append(out, &h, sizeof(sd_frame_request_t));
 
     for (i = 0; i < SD_FRAME_STRINGS; i++) {
-        sd_buf_append(out, s[i]->data, s[i]->len);
+        sd_buf_append(out, s[i]->data, h.len[i]);
     }
 
     if (out->failed) {
@@ -139,7 +154,7 @@ sd_frame_parse_request(sd_request_t *r, const void *data, size_t len,
 
     if (l->dialect > SD_DIALECT_READY || h.method > SD_METHOD_HEAD
         || l->preview > SD_PREVIEW_VAE || l->latent > SD_LATENT_ALL
-        || l->pagination > 1)
+        || l->pagination > 1 || h.too_long > SD_FRAME_STRINGS)
     {
         return sd_fail(err, "a frame with a field out of range");
     }
@@ -167,6 +182,11 @@ sd_frame_parse_request(sd_request_t *r, const void *data, size_t len,
     r->location = h.location;
     r->method = h.method;
     r->body_length = h.body_length;
+
+    if (h.too_long) {
+        r->too_long = sd_frame_too_long[h.too_long - 1].status;
+        r->too_long_name = sd_frame_too_long[h.too_long - 1].name;
+    }
 
     sd_frame_strings(strings, r);
 

@@ -108,9 +108,12 @@ typedef struct {
     sd_str_t        last_event_id;
     sd_str_t        id;             /* X-Request-Id: 32 hex digits */
     uint64_t        body_length;    /* bytes that follow the frame */
+    int             too_long;       /* status to answer where a string was
+                                       longer than 64 kB, or 0; set by parse */
+    const char     *too_long_name;
 } sd_request_t;
 
-/* appends the frame; returns SD_ERROR where a string is longer than 64 kB */
+/* appends the frame; of strings longer than 64 kB only that they were */
 int sd_frame_request(sd_buf_t *out, const uint8_t cookie[SD_COOKIE_SIZE],
     const sd_request_t *r, sd_error_t *err);
 

@@ -309,6 +309,14 @@ sd_io_frame(sd_engine_t *e, sd_conn_t *c)
         memcpy(job->info.id, job->request.id.data, job->request.id.len);
     }
 
+    if (job->request.too_long) {
+        sd_error(&c->refused, job->request.too_long,
+                 job->request.too_long == 414 ? "uri_too_long"
+                                              : "headers_too_large",
+                 job->request.too_long_name, "\"%s\" is longer than 64 kB",
+                 job->request.too_long_name);
+    }
+
     if (job->request.body_length > SD_MAX_BODY) {
         sd_error(&c->refused, 413, "body_too_large", NULL,
                  "the body is larger than %d MB", SD_MAX_BODY >> 20);

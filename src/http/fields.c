@@ -88,7 +88,8 @@ const sd_field_t  sd_fields[SD_FIELDS] = {
 
     [SD_FIELD_LATENTS] =
     { "latents", NULL, SD_TYPE_BASE64, 1, SD_MAX_BODY, "",
-      "A state to go on from, or initial noise: safetensors in base64." },
+      "A state to go on from, or initial noise, of each picture: safetensors "
+      "in base64." },
 
     [SD_FIELD_STARTING_STEP] =
     { "starting_step", NULL, SD_TYPE_INTEGER, 0, 1000, "as the state says",

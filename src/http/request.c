@@ -256,6 +256,7 @@ sd_job_numbers(sd_job_params_t *p, const sd_field_values_t *v,
                   ? v->value[SD_FIELD_GUIDANCE].number : SD_DEFAULT_GUIDANCE;
 
     p->images = sd_job_integer(v, SD_FIELD_IMAGES, 1);
+    s->images = p->images;
 
     if (sd_given(v, SD_FIELD_SEED) && v->value[SD_FIELD_SEED].number >= 0) {
         s->seed = (uint64_t) v->value[SD_FIELD_SEED].number;
@@ -315,11 +316,6 @@ sd_job_state(sd_job_params_t *p, const sd_field_values_t *v,
     const sd_st_tensor_t  *t;
 
     s = &p->params;
-
-    if (p->images > 1) {
-        return sd_error(err, 400, "invalid_value", "num_images_per_prompt",
-                        "\"latents\" are those of one picture");
-    }
 
     if (sd_safetensors_parse(&st, s->latents, s->latents_size, err) != SD_OK) {
         err->status = 400;

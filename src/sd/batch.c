@@ -53,10 +53,16 @@ sd_batch_tables(char *block, int pictures)
     slots = pictures * sizeof(sd_slot_t);
     pointers = 2 * pictures * sizeof(void *);
 
-    t.slots = (sd_slot_t *) block;
-    t.time = (const void **) (block + slots);
-    t.text = (const void **) (block + slots + pointers);
+    memset(&t, 0, sizeof(t));
     t.size = slots + 2 * pointers;
+
+    /* plan mode has no tables */
+
+    if (block) {
+        t.slots = (sd_slot_t *) block;
+        t.time = (const void **) (block + slots);
+        t.text = (const void **) (block + slots + pointers);
+    }
 
     return t;
 }
@@ -158,10 +164,10 @@ sd_batch_model(const sd_model_t *m, sd_context_t *cx, char *device,
 
     t = sd_batch_tables(device, pictures);
 
-    given.time.at = device ? t.time : NULL;
+    given.time.at = t.time;
     given.time.rows = 1;
     given.time.columns = sd_unet_time_columns(&m->unet);
-    given.text.at = device ? t.text : NULL;
+    given.text.at = t.text;
     given.text.rows = m->text_encoder.length;
     given.text.columns = sd_unet_text_columns(&m->unet);
 

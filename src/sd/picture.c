@@ -185,6 +185,7 @@ sd_picture_describe(const sd_picture_t *p, sd_state_t *s)
     s->guidance = p->guidance;
     snprintf(s->numerics, sizeof(s->numerics), "%s",
              p->model->device->numerics);
+    s->n = 1;
     s->c = p->c;
     s->h = p->h;
     s->w = p->w;
@@ -198,7 +199,7 @@ static int
 sd_picture_resume(sd_picture_t *p, const sd_params_t *params, sd_error_t *err)
 {
     int               i, rc;
-    float             scale;
+    float             scale, *latent;
     size_t            pixels, k;
     sd_state_t        s, mine;
     sd_state_flags_t  flags;
@@ -211,6 +212,7 @@ sd_picture_resume(sd_picture_t *p, const sd_params_t *params, sd_error_t *err)
 
     sd_picture_describe(p, &mine);
     mine.step = params->starting_step;
+    mine.n = params->images > 1 ? params->images : 1;
 
     rc = sd_state_check(&s, &mine, &flags, err);
 
@@ -248,7 +250,8 @@ sd_picture_resume(sd_picture_t *p, const sd_params_t *params, sd_error_t *err)
     }
 
     if (p->initial) {
-        sd_picture_to_nhwc(p->initial, s.latents, p->c, pixels);
+        latent = s.latents + params->image * pixels * p->c;
+        sd_picture_to_nhwc(p->initial, latent, p->c, pixels);
 
         for (k = 0; k < pixels * p->c; k++) {
             p->initial[k] *= scale;

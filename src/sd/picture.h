@@ -32,12 +32,15 @@ typedef struct {
     const sd_sampler_t   *sampler;          /* NULL: the model's own */
 
     /* NULL, or a safetensors file: a state of ours, or a bare tensor "latents"
-     * [1, 4, h / 8, w / 8]; stays the caller's, is not needed after create */
+     * [images, 4, h / 8, w / 8]; stays the caller's, is not needed after
+     * create */
     const void           *latents;
     size_t                latents_size;
     int                   starting_step;    /* -1: as the state says, or 0; a
                                                bare latent at 0 is the initial
                                                noise, not yet scaled */
+    int                   image, images;    /* which one of how many is the
+                                               picture's; 0, 0: the only one */
 } sd_params_t;
 
 

@@ -15,6 +15,10 @@
 #include "sampler.h"
 
 
+#define SD_MIN_ALPHA  1e-12     /* a sigma of 1e6; the cosine schedule ends
+                                   above 1e-9 */
+
+
 /* diffusers' classes for models with betas, and where their defaults differ */
 
 typedef struct {
@@ -410,6 +414,34 @@ sd_scheduler_zero_snr(float *betas, double *alphas_cumprod, int n)
 }
 
 
+/* neither without noise nor without signal, or samplers divide by zero; a zero
+ * SNR has its last step without, and the samplers know */
+
+static int
+sd_scheduler_noise(sd_scheduler_reader_t *r, const sd_scheduler_config_t *c)
+{
+    int          i, n;
+    double       a;
+    const char  *key;
+
+    n = c->num_train_timesteps;
+    key = cJSON_IsArray(cJSON_GetObjectItemCaseSensitive(r->json,
+                                                         "trained_betas"))
+          ? "trained_betas" : "beta_end";
+
+    for (i = 0; i < n - c->rescale_zero_snr; i++) {
+        a = c->alphas_cumprod[i];
+
+        if (!(a >= SD_MIN_ALPHA && a < 1)) {
+            return sd_scheduler_refuse(r, key, "makes a step of all noise or "
+                                       "none");
+        }
+    }
+
+    return SD_OK;
+}
+
+
 int
 sd_scheduler_config_read(sd_scheduler_config_t *c, const char *path,
     sd_error_t *err)
@@ -521,7 +553,7 @@ sd_scheduler_config_read(sd_scheduler_config_t *c, const char *path,
     }
 
     sd_scheduler_cumprod(c->alphas_cumprod, betas, n);
-    rc = SD_OK;
+    rc = sd_scheduler_noise(&r, c);
 
 done:
 

@@ -15,7 +15,8 @@
 #include "state.h"
 
 
-#define SD_STATE_MAX_SIZE  65536        /* pixels along a side */
+#define SD_STATE_MAX_SIZE      65536    /* pixels along a side */
+#define SD_STATE_MAX_PICTURES  64
 
 
 void
@@ -290,14 +291,16 @@ sd_state_load(sd_state_t *s, sd_safetensors_t *st, sd_error_t *err)
         return sd_state_bad(err, "there is no tensor \"latents\"");
     }
 
-    if (t->rank != 4 || t->shape[0] != 1 || t->count == 0
+    if (t->rank != 4 || t->count == 0
+        || t->shape[0] > (s->version ? 1 : SD_STATE_MAX_PICTURES)
         || t->shape[1] > 1024 || t->shape[2] > SD_STATE_MAX_SIZE
         || t->shape[3] > SD_STATE_MAX_SIZE)
     {
         return sd_state_bad(err, "the tensor's shape is not "
-                            "[1, channels, height, width]");
+                            "[n, channels, height, width]");
     }
 
+    s->n = (int) t->shape[0];
     s->c = (int) t->shape[1];
     s->h = (int) t->shape[2];
     s->w = (int) t->shape[3];
@@ -412,12 +415,20 @@ static int
 sd_state_check_bare(const sd_state_t *s, const sd_state_t *request,
     sd_state_flags_t *flags, sd_error_t *err)
 {
-    if (s->c != request->c || s->h != request->h || s->w != request->w) {
+    if (s->n != request->n || s->c != request->c || s->h != request->h
+        || s->w != request->w)
+    {
         return sd_error(err, 400, "invalid_value", "latents",
-                        "latents: the shape is [1, %d, %d, %d], and %d x %d "
-                        "pixels need [1, %d, %d, %d]", s->c, s->h, s->w,
-                        request->width, request->height, request->c,
-                        request->h, request->w);
+                        "latents: the shape is [%d, %d, %d, %d], and %d of "
+                        "%d x %d pixels need [%d, %d, %d, %d]", s->n, s->c,
+                        s->h, s->w, request->n, request->width,
+                        request->height, request->n, request->c, request->h,
+                        request->w);
+    }
+
+    if (s->n > 1 && request->step > 0) {
+        return sd_state_bad(err, "those of several pictures can be initial "
+                            "noise only");
     }
 
     /* at the start there is nothing that a sampler could have kept */
@@ -444,6 +455,10 @@ sd_state_check(const sd_state_t *s, const sd_state_t *request,
 
     if (s->version == 0) {
         return sd_state_check_bare(s, request, flags, err);
+    }
+
+    if (request->n != 1) {
+        return sd_state_bad(err, "a state is that of one picture");
     }
 
     if (sd_state_same_str(s->model, request->model, "model", err) != SD_OK

@@ -20,7 +20,8 @@
  * The state is the authority: one of another model, sampler, number of steps or
  * size does not fit, while another prompt or guidance branches the picture.
  * The seed is the state's.  A file with "latents" alone is a bare latent: it
- * fits every sampler that keeps nothing.
+ * fits every sampler that keeps nothing.  At the start, as initial noise, it may
+ * be that of several pictures, [n, c, h, w].
  */
 
 #ifndef SD_STATE_H
@@ -49,9 +50,10 @@ typedef struct {
     double     guidance;
     char       numerics[96];
 
-    int        c, h, w;             /* of the latent */
+    int        n, c, h, w;          /* of the latent; n: a request's pictures,
+                                       1 in a state */
     int        nkept;
-    float     *latents;             /* [c, h, w]; written: the caller's, read:
+    float     *latents;             /* [n, c, h, w]; written: the caller's, read:
                                        owned by the state */
     float     *kept[SD_KEPT];
 } sd_state_t;

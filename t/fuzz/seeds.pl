@@ -94,9 +94,35 @@ seed('request',
 # sd_frame_request_t: see frame.c
 
 my @strings = ('/generate', 'a=b', '*/*', 'application/json', '', '0' x 32);
-my $length = 112 + length join '', @strings;
+my $length = 120 + length join '', @strings;
 
 seed('frame', pack('LL', 0x31464453, $length) . "\x5a" x 32
     . pack('L9', 0, 0, 60000, 100, 262144, 4, 1, 0, 0)
     . pack('L', 1) . pack('L6', map { length } @strings)
-    . pack('Q', 10) . join('', @strings));
+    . pack('L2Q', 0, 0, 10) . join('', @strings));
+
+# the byte in front: see config.c
+
+my $model = 't/golden/models';
+my @configs = qw( model_index.json scheduler/scheduler_config.json
+    text_encoder/config.json unet/config.json vae/config.json );
+
+seed('config', (map {
+    my $which = $_;
+    map { chr($which) . slurp("$_/$configs[$which]") }
+        glob("$model/*"), 'model';
+} 0 .. $#configs), "\x05" . slurp('model/latent_rgb.json'));
+
+seed('index', '{"metadata":{"total_size":32},"weight_map":'
+    . '{"a":"0.safetensors","b":"1.safetensors"}}',
+    '{"weight_map":{"a":"1.safetensors"}}', '{"weight_map":{}}',
+    '{"weight_map":{"a":"../0.safetensors","\u0000":3}}');
+
+
+sub slurp {
+    my ($path) = @_;
+
+    open my $f, '<:raw', $path or die "$path: $!\n";
+    local $/;
+    return scalar <$f>;
+}

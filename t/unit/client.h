@@ -281,6 +281,16 @@ count(const answer_t *a, const char *s)
 }
 
 
+/* what a busy machine adds: parts and events that say that nothing happens */
+
+static int UNUSED
+waits(const answer_t *a)
+{
+    return count(a, "SD-Event: heartbeat") + count(a, "SD-Event: queued")
+           + count(a, "event: queued\n");
+}
+
+
 static int UNUSED
 jpeg(const void *p, size_t n)
 {

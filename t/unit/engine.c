@@ -155,8 +155,9 @@ test_multipart(void)
 
     ok(close, "ends with its closing boundary");
     ok(n >= 2 && n <= 6, "previews");
-    is_int(parts, 1 + 2 * n + 4, "a start, then each with its latent");
-    is_int(a.data, 1 + n + 2, "a frame for each event");
+    is_int(parts, 1 + 2 * n + 4 + waits(&a),
+           "a start, then each with its latent");
+    is_int(a.data, 1 + n + 2 + waits(&a), "a frame for each event");
     is_int(count(&a, "SD-Event: latent"), n + 2, "latents");
     is_int(count(&a, "SD-Event: final"), 2, "pictures");
     ok(count(&a, "SD-Seed: 2") >= 4, "the second one has the next seed");
@@ -167,7 +168,7 @@ test_multipart(void)
 
     ask(&a, request(SD_DIALECT_NATIVE, "multipart/mixed"),
         "{\"prompt\":\"x\",\"latent\":\"none\",\"preview\":\"none\"}");
-    is_int(a.data, 2, "no previews and no latents: start and end");
+    is_int(a.data, 2 + waits(&a), "no previews and no latents: start and end");
 
     ask(&a, request(SD_DIALECT_NATIVE, "multipart/x-mixed-replace"),
         "{\"prompt\":\"x\",\"steps\":4,\"preview\":\"vae\"}");
@@ -192,7 +193,7 @@ test_sse(void)
     is_int(count(&a, "event: image_generation.partial_image\ndata: "), 1,
            "a preview after 2 of 4");
     is_int(count(&a, "event: image_generation.completed\n"), 1, "completed");
-    is_int(count(&a, "\nid: ") + 1, 3, "ids");
+    is_int(count(&a, "\nid: ") + 1, 3 + waits(&a), "ids");
     ok(has(&a, "\"usage\":{\"total_tokens\":"), "usage");
 
     r.last_event_id = str("2");

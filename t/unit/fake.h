@@ -180,6 +180,7 @@ sd_picture_create(sd_picture_t **pp, sd_model_t *m, const sd_params_t *params,
         r.steps = p->steps;
         r.width = p->width;
         r.height = p->height;
+        r.n = params->images > 1 ? params->images : 1;
         r.c = 4;
         r.w = p->width / 8;
         r.h = p->height / 8;

@@ -101,10 +101,17 @@ main(void)
     sd_frame_request(&b, cookie, &r, &err);
     is_int(parse(&q, b.data, b.len, cookie), SD_ERROR, "an unknown dialect");
 
+    b.len = 0;
     r.location.dialect = 0;
     r.args.len = 65537;
-    is_int(sd_frame_request(&b, cookie, &r, &err), SD_ERROR, "a long query");
-    is_int(err.status, 414, "which is a 414");
+    r.accept.len = 65537;
+    is_int(sd_frame_request(&b, cookie, &r, &err), SD_OK, "a long query");
+    is_int(sd_frame_parse_request(&q, b.data, b.len, cookie, &err), b.len,
+           "parsed");
+    is_int(q.too_long, 414, "which is a 414");
+    ok(strcmp(q.too_long_name, "args") == 0, "by name");
+    is_int(q.args.len + q.accept.len, 0, "and left out");
+    is_int(q.uri.len, 9, "what is short is not");
 
     b.len = 0;
     sd_frame_header(&b, 200, -1, "image/jpeg", "A: b\r\n", 6);

@@ -348,6 +348,10 @@ test_refused(host_t *h)
       p.sampler = sd_sampler_find("euler"));
     T("starting_step", 409, p.latents = state.data,
       p.latents_size = state.len, p.starting_step = 2);
+    T("latents", 400, p.latents = state.data, p.latents_size = state.len,
+      p.images = 2);
+    T("latents", 400, p.latents = bare.data, p.latents_size = bare.len,
+      p.images = 2);
 
     for (i = 0; i < n; i++) {
         memset(&err, 0, sizeof(err));

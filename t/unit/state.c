@@ -43,6 +43,7 @@ fill(sd_state_t *s, int nkept)
     sd_state_digest(s->prompt, "a red house", "");
     s->guidance = 7.1;
     strcpy(s->numerics, "cpu-fp32-1");
+    s->n = 1;
     s->c = C;
     s->h = H;
     s->w = W;
@@ -211,7 +212,7 @@ tensors(void)
     const sd_st_out_t  bad[] = {
         { "latent", values[0], 4, { 1, C, H, W } },
         { "latents", values[0], 3, { C, H, W } },
-        { "latents", values[0], 4, { 2, C, H / 2, W } },
+        { "latents", values[0], 4, { 65, C, 1, 1 } },
         { "latents", values[0], 4, { 1, 0, H, W } },
         { "latents", values[0], 5, { 1, C, H, W, 1 } },
         { "latents", values[0], 0, { 0 } }
