@@ -74,6 +74,17 @@ v_where_ge(v16 x, v16 limit, v16 y)
     return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, limit, _CMP_GE_OQ), y);
 }
 
+/* v_scale2() where t >= limit, else zero */
+
+sd_inline v16
+v_scale2_ge(v16 a, v16 t, v16 limit)
+{
+    return _mm512_castsi512_ps(_mm512_maskz_add_epi32(
+               _mm512_cmp_ps_mask(t, limit, _CMP_GE_OQ),
+               _mm512_castps_si512(a),
+               _mm512_slli_epi32(_mm512_castps_si512(t), 23)));
+}
+
 /* |a|, and a with the sign of b */
 
 sd_inline v16
@@ -317,6 +328,12 @@ v_sign(v16 a, v16 b)
 #if !defined(SD_AVX512)
 
 sd_inline v16
+v_scale2_ge(v16 a, v16 t, v16 limit)
+{
+    return v_where_ge(t, limit, v_scale2(a, t));
+}
+
+sd_inline v16
 v_loadn(const float *p, int n)
 {
     float  t[SD_LANES] __attribute__((aligned(64))) = { 0 };
@@ -410,6 +427,74 @@ v_maximum(v16 a)
 #endif
 
 
+/* dst[j][i] = src[i][j], i < rows, j < columns */
+
+#if defined(SD_AVX512) || defined(SD_AVX2)
+
+sd_inline void
+v_transpose8(float *dst, size_t ldd, const float *src, size_t lds)
+{
+    int     i;
+    __m256  r[8], t[8];
+
+#pragma GCC unroll 8
+    for (i = 0; i < 8; i++) {
+        r[i] = _mm256_loadu_ps(src + i * lds);
+    }
+
+#pragma GCC unroll 4
+    for (i = 0; i < 8; i += 2) {
+        t[i] = _mm256_unpacklo_ps(r[i], r[i + 1]);
+        t[i + 1] = _mm256_unpackhi_ps(r[i], r[i + 1]);
+    }
+
+#pragma GCC unroll 2
+    for (i = 0; i < 8; i += 4) {
+        r[i] = _mm256_shuffle_ps(t[i], t[i + 2], 0x44);
+        r[i + 1] = _mm256_shuffle_ps(t[i], t[i + 2], 0xee);
+        r[i + 2] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0x44);
+        r[i + 3] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0xee);
+    }
+
+#pragma GCC unroll 4
+    for (i = 0; i < 4; i++) {
+        _mm256_storeu_ps(dst + i * ldd,
+                         _mm256_permute2f128_ps(r[i], r[i + 4], 0x20));
+        _mm256_storeu_ps(dst + (i + 4) * ldd,
+                         _mm256_permute2f128_ps(r[i], r[i + 4], 0x31));
+    }
+}
+
+#endif
+
+sd_inline void
+v_transpose(float *dst, size_t ldd, const float *src, size_t lds, int rows,
+    int columns)
+{
+    int  i, j, done;
+
+    for (i = 0; i < rows; i++) {
+        done = 0;
+
+#if defined(SD_AVX512) || defined(SD_AVX2)
+
+        if (i % 8 == 0 && i + 8 <= rows) {
+            for (j = 0; j + 8 <= columns; j += 8) {
+                v_transpose8(dst + j * ldd + i, ldd, src + i * lds + j, lds);
+            }
+        }
+
+        done = i < rows / 8 * 8 ? columns / 8 * 8 : 0;
+
+#endif
+
+        for (j = done; j < columns; j++) {
+            dst[j * ldd + i] = src[i * lds + j];
+        }
+    }
+}
+
+
 /* the greatest of n floats, n > 0; what pads them to 16 counts too */
 
 sd_inline float
@@ -495,6 +580,57 @@ v_exp2_negative(v16 x)
     p = v_fma(p, r, v_set(1.0f));
 
     return v_where_ge(x, v_set(-126.0f), v_scale2(p, t));
+}
+
+
+/* to whole numbers, |x| < 2^22 */
+
+sd_inline v16
+v_round(v16 x)
+{
+    return v_sub(v_add(x, v_set(0x1.8p23f)), v_set(0x1.8p23f));
+}
+
+
+/* 2^n for whole n <= 0, zero below -126 */
+
+sd_inline v16
+v_power2(v16 n)
+{
+    return v_where_ge(n, v_set(-126.0f),
+                      v_scale2(v_set(1.0f), v_add(n, v_set(0x1.8p23f))));
+}
+
+
+/*
+ * 2^(x c - m) with base = v_exp2_base(m), for a whole m, |m| < 2^22, that x c
+ * does not exceed by more than a few; zero below 2^-126.  That m is whole makes
+ * one sum of what is subtracted and what rounds.  A factor of about 1 + 1e-7,
+ * equal for all, is free, since a softmax divides by the sum: five terms do.
+ */
+
+sd_inline v16
+v_exp2_base(v16 m)
+{
+    return v_sub(v_set(0x1.8p23f), m);
+}
+
+sd_inline v16
+v_exp2_below(v16 x, v16 c, v16 base)
+{
+    v16  t, r, p;
+
+    t = v_fma(x, c, base);
+    r = v_fma(x, c, v_sub(base, t));
+
+    p = v_set(1.327642589e-03f);
+    p = v_fma(p, r, v_set(9.675586596e-03f));
+    p = v_fma(p, r, v_set(5.550713837e-02f));
+    p = v_fma(p, r, v_set(2.402211875e-01f));
+    p = v_fma(p, r, v_set(6.931469440e-01f));
+    p = v_fma(p, r, v_set(1.000000119e+00f));
+
+    return v_scale2_ge(p, t, v_set(0x1.8p23f - 126));
 }
 
 
