@@ -24,8 +24,8 @@
 #define SD_BF16_ROWS     256        /* of a task */
 #define SD_BF16_GROUP    20         /* panels of a task */
 #define SD_BF16_STEP     640        /* channels at a time */
-#define SD_BF16_QUERIES  64
-#define SD_BF16_KEYS     256
+#define SD_BF16_QUERIES  128
+#define SD_BF16_KEYS     128
 #define SD_BF16_SKEW     32         /* between rows, for the cache's sets */
 #define SD_BF16_CHUNK    64         /* rows that a task rounds */
 
@@ -60,8 +60,9 @@ typedef struct {
     sd_tensor_t       q, k, v, o;
     int               heads, d;
     int               dk;           /* d, padded */
-    int               lk;           /* keys, padded */
-    sd_bf16_t        *kpack, *vpack;
+    size_t            ksize, vsize; /* of a head */
+    sd_bf16_t        *kpack;        /* [keys, padded][dk] */
+    sd_bf16_t        *vpack;        /* [kblocks][dk][SD_BF16_KEYS] */
     float             scale;
     int               causal;
     const int32_t    *kv_row;

@@ -151,7 +151,7 @@ sd_cpu_open(sd_device_t *dev, int threads, const char *isa, sd_error_t *err)
     if (dev->precision == SD_PRECISION_BF16) {
         snprintf(dev->isa, sizeof(dev->isa), "%s",
                  cpu->amx ? "avx512+amx" : "avx512");
-        snprintf(dev->numerics, sizeof(dev->numerics), "cpu-bf16-%s-1",
+        snprintf(dev->numerics, sizeof(dev->numerics), "cpu-bf16-%s-2",
                  cpu->amx ? "amx" : "dot");
     }
 

@@ -395,7 +395,6 @@ v_storex(float *p, v16 a, int n)
     }
 
 sd_halves(v_sum, _mm256_add_ps, _mm_add_ps)
-sd_halves(v_maximum, _mm256_max_ps, _mm_max_ps)
 
 #else
 
@@ -407,21 +406,6 @@ v_sum(v16 a)
     q = (a.q[0] + a.q[2]) + (a.q[1] + a.q[3]);
 
     return (q[0] + q[2]) + (q[1] + q[3]);
-}
-
-sd_inline float
-v_maximum(v16 a)
-{
-    int    i;
-    float  m;
-
-    m = a.q[0][0];
-
-    for (i = 1; i < SD_LANES; i++) {
-        m = a.q[i / 4][i % 4] > m ? a.q[i / 4][i % 4] : m;
-    }
-
-    return m;
 }
 
 #endif
@@ -495,36 +479,6 @@ v_transpose(float *dst, size_t ldd, const float *src, size_t lds, int rows,
 }
 
 
-/* the greatest of n floats, n > 0; what pads them to 16 counts too */
-
-sd_inline float
-v_greatest(const float *p, int n)
-{
-    int  i;
-    v16  a, b, c, d;
-
-    /* four chains, since one would wait for itself */
-
-    a = v_load(p);
-    b = a;
-    c = a;
-    d = a;
-
-    for (i = SD_LANES; i + 4 * SD_LANES <= n; i += 4 * SD_LANES) {
-        a = v_max(a, v_load(p + i));
-        b = v_max(b, v_load(p + i + SD_LANES));
-        c = v_max(c, v_load(p + i + 2 * SD_LANES));
-        d = v_max(d, v_load(p + i + 3 * SD_LANES));
-    }
-
-    for ( /* void */ ; i < n; i += SD_LANES) {
-        a = v_max(a, v_load(p + i));
-    }
-
-    return v_maximum(v_max(v_max(a, b), v_max(c, d)));
-}
-
-
 /*
  * exp(x): 2^k times a polynomial on |r| <= ln 2 / 2 (Cephes expf); zero below
  * -87.3, as exp(88.3) above that
@@ -553,33 +507,6 @@ v_exp(v16 x)
     p = v_add(p, v_set(1.0f));
 
     return v_where_ge(x, v_set(-87.3f), v_scale2(p, t));
-}
-
-
-/*
- * 2^x for x <= 0, zero below -126: what a softmax needs.  The polynomial is a
- * least-maximum fit of 2^r on |r| <= 1/2
- */
-
-sd_inline v16
-v_exp2_negative(v16 x)
-{
-    v16  t, r, p, y;
-
-    y = v_max(x, v_set(-126.0f));
-
-    t = v_add(y, v_set(0x1.8p23f));
-    r = v_sub(y, v_sub(t, v_set(0x1.8p23f)));
-
-    p = v_set(1.535336196e-04f);
-    p = v_fma(p, r, v_set(1.339887502e-03f));
-    p = v_fma(p, r, v_set(9.618436918e-03f));
-    p = v_fma(p, r, v_set(5.550332367e-02f));
-    p = v_fma(p, r, v_set(2.402264774e-01f));
-    p = v_fma(p, r, v_set(6.931471825e-01f));
-    p = v_fma(p, r, v_set(1.0f));
-
-    return v_where_ge(x, v_set(-126.0f), v_scale2(p, t));
 }
 
 
@@ -629,6 +556,24 @@ v_exp2_below(v16 x, v16 c, v16 base)
     p = v_fma(p, r, v_set(2.402211875e-01f));
     p = v_fma(p, r, v_set(6.931469440e-01f));
     p = v_fma(p, r, v_set(1.000000119e+00f));
+
+    return v_scale2_ge(p, t, v_set(0x1.8p23f - 126));
+}
+
+/* the same to 8e-5, for what becomes bf16 */
+
+sd_inline v16
+v_exp2_rough(v16 x, v16 c, v16 base)
+{
+    v16  t, r, p;
+
+    t = v_fma(x, c, base);
+    r = v_fma(x, c, v_sub(base, t));
+
+    p = v_set(5.517140403e-02f);
+    p = v_fma(p, r, v_set(2.426130176e-01f));
+    p = v_fma(p, r, v_set(6.932611465e-01f));
+    p = v_fma(p, r, v_set(9.999279380e-01f));
 
     return v_scale2_ge(p, t, v_set(0x1.8p23f - 126));
 }
