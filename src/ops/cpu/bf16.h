@@ -7,6 +7,9 @@
  * bf16 once, multiplies with weights that were rounded at load, and adds up in
  * fp32.  Norms, softmax, residuals and biases are fp32.
  *
+ * Where neither AMX nor fast dot products are there, only weights are bf16: the
+ * fp32 kernels make fp32 of them on the way, and all else is theirs.
+ *
  * A panel is 32 columns; k is padded with zeros to steps of 32.  One step of a
  * panel is what two AMX tiles hold: [2 halves][16 pairs of k][16 columns][2].
  * vdpbf16ps reads the same layout.  Rows are padded to 32.

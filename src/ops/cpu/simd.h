@@ -74,6 +74,21 @@ v_where_ge(v16 x, v16 limit, v16 y)
     return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, limit, _CMP_GE_OQ), y);
 }
 
+/* sixteen pairs of bf16: the first of each, and the second */
+
+sd_inline v16
+v_even_bf16(const void *p)
+{
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_loadu_si512(p), 16));
+}
+
+sd_inline v16
+v_odd_bf16(const void *p)
+{
+    return _mm512_castsi512_ps(_mm512_and_si512(_mm512_loadu_si512(p),
+               _mm512_set1_epi32((int) 0xffff0000)));
+}
+
 /* v_scale2() where t >= limit, else zero */
 
 sd_inline v16
@@ -326,6 +341,36 @@ v_sign(v16 a, v16 b)
 
 
 #if !defined(SD_AVX512)
+
+sd_inline v16
+v_even_bf16(const void *p)
+{
+    int       i;
+    uint32_t  w[SD_LANES];
+
+    memcpy(w, p, sizeof(w));
+
+    for (i = 0; i < SD_LANES; i++) {
+        w[i] <<= 16;
+    }
+
+    return v_load((float *) w);
+}
+
+sd_inline v16
+v_odd_bf16(const void *p)
+{
+    int       i;
+    uint32_t  w[SD_LANES];
+
+    memcpy(w, p, sizeof(w));
+
+    for (i = 0; i < SD_LANES; i++) {
+        w[i] &= 0xffff0000;
+    }
+
+    return v_load((float *) w);
+}
 
 sd_inline v16
 v_scale2_ge(v16 a, v16 t, v16 limit)
