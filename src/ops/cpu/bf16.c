@@ -116,11 +116,14 @@ sd_bf16_linear(sd_context_t *cx, sd_tensor_t y, const sd_linear_t *d)
 static int
 sd_bf16_attention(sd_context_t *cx, sd_tensor_t o, const sd_attention_t *d)
 {
-    size_t            head;
-    sd_tensor_t       pack;
+    int               lk;
+    sd_tensor_t       kpack, vpack;
     sd_bf16_attend_t  a;
 
     memset(&a, 0, sizeof(sd_bf16_attend_t));
+
+    a.lk = d->kv.columns ? d->kv.rows : d->k.w;
+    lk = sd_align(a.lk, SD_BF16_K);
 
     a.q = d->q;
     a.k = d->k;
@@ -129,39 +132,37 @@ sd_bf16_attention(sd_context_t *cx, sd_tensor_t o, const sd_attention_t *d)
     a.heads = d->heads;
     a.d = d->q.c / d->heads;
     a.dk = sd_align(a.d, SD_BF16_K);
-    a.keys = d->kv.columns ? d->kv.rows : d->k.w;
-    a.lk = sd_align(a.keys, SD_BF16_K);
     a.scale = d->scale * 1.44269504f;
     a.causal = d->causal;
     a.kv = d->kv;
     a.k_at = d->k_at;
     a.v_at = d->v_at;
     a.blocks = (d->q.w + SD_BF16_QUERIES - 1) / SD_BF16_QUERIES;
-    a.kblocks = (a.keys + SD_BF16_KEYS - 1) / SD_BF16_KEYS;
+    a.kblocks = (a.lk + SD_BF16_KEYS - 1) / SD_BF16_KEYS;
+    a.ksize = (size_t) lk * a.dk;
+    a.vsize = (size_t) a.kblocks * SD_BF16_KEYS * a.dk;
 
     if (a.dk > 4096) {
         return sd_fail(cx->err, "attention: heads of %d are too wide", a.d);
     }
 
-    pack = sd_alloc_type(cx, SD_BF16, d->q.n * 2, d->heads, a.lk, a.dk);
+    kpack = sd_alloc_type(cx, SD_BF16, d->q.n, d->heads, lk, a.dk);
+    vpack = sd_alloc_type(cx, SD_BF16, d->q.n, d->heads,
+                          a.kblocks * SD_BF16_KEYS, a.dk);
 
-    if (cx->plan || cx->status != SD_OK) {
-        sd_free(cx, &pack);
-        return cx->status;
+    if (!cx->plan && cx->status == SD_OK) {
+        a.kpack = kpack.data;
+        a.vpack = vpack.data;
+        a.amx = ((sd_cpu_t *) cx->device->impl)->amx;
+
+        (void) (sd_pool_run(cx, sd_bf16_attend_pack, &a,
+                            d->q.n * d->heads * a.kblocks) == SD_OK
+                && sd_pool_run(cx, sd_bf16_attend, &a,
+                               d->q.n * a.heads * a.blocks) == SD_OK);
     }
 
-    head = (size_t) a.lk * a.dk;
-
-    a.kpack = pack.data;
-    a.vpack = a.kpack + (size_t) d->q.n * d->heads * head;
-    a.amx = ((sd_cpu_t *) cx->device->impl)->amx;
-
-    (void) (sd_pool_run(cx, sd_bf16_attend_pack, &a,
-                        d->q.n * d->heads * a.kblocks) == SD_OK
-            && sd_pool_run(cx, sd_bf16_attend, &a,
-                           d->q.n * a.heads * a.blocks) == SD_OK);
-
-    sd_free(cx, &pack);
+    sd_free(cx, &vpack);
+    sd_free(cx, &kpack);
 
     return cx->status;
 }

@@ -7,6 +7,9 @@
  * bf16 once, multiplies with weights that were rounded at load, and adds up in
  * fp32.  Norms, softmax, residuals and biases are fp32.
  *
+ * Where neither AMX nor fast dot products are there, only weights are bf16: the
+ * fp32 kernels make fp32 of them on the way, and all else is theirs.
+ *
  * A panel is 32 columns; k is padded with zeros to steps of 32.  One step of a
  * panel is what two AMX tiles hold: [2 halves][16 pairs of k][16 columns][2].
  * vdpbf16ps reads the same layout.  Rows are padded to 32.
@@ -24,8 +27,8 @@
 #define SD_BF16_ROWS     256        /* of a task */
 #define SD_BF16_GROUP    20         /* panels of a task */
 #define SD_BF16_STEP     640        /* channels at a time */
-#define SD_BF16_QUERIES  64
-#define SD_BF16_KEYS     256
+#define SD_BF16_QUERIES  128
+#define SD_BF16_KEYS     128
 #define SD_BF16_SKEW     32         /* between rows, for the cache's sets */
 #define SD_BF16_CHUNK    64         /* rows that a task rounds */
 
@@ -60,13 +63,14 @@ typedef struct {
     sd_tensor_t       q, k, v, o;
     int               heads, d;
     int               dk;           /* d, padded */
-    int               lk;           /* keys, padded */
-    sd_bf16_t        *kpack, *vpack;
+    size_t            ksize, vsize; /* of a head */
+    sd_bf16_t        *kpack;        /* [keys, padded][dk] */
+    sd_bf16_t        *vpack;        /* [kblocks][dk][SD_BF16_KEYS] */
     float             scale;
     int               causal;
     sd_tables_t       kv;
     int               k_at, v_at;
-    int               keys;
+    int               lk;
     int               blocks;       /* of queries */
     int               kblocks;      /* of keys */
     int               amx;

@@ -1,11 +1,15 @@
 /*
  * The cpu device's threads.
  *
- * One job at a time: a function and a number of tasks.  Threads take tasks from
- * a shared counter; the caller takes part, and returns when the last task is
- * done.  Idle threads spin for a few microseconds, since the next operation is
- * usually about to come, then sleep.  A mutex makes callers take turns, so that
- * two contexts may share a device.
+ * One job at a time: a function and a number of tasks.  How many there are and
+ * which is next is one word, the ticket; a thread takes a task by counting it
+ * up, and only then looks what the job is, which stays until the task is done.
+ * So the caller, who takes part, waits for tasks and not for threads: one that
+ * comes late, or that the system does not let run, delays nobody.
+ *
+ * Idle threads spin for some microseconds, since the next operation is usually
+ * about to come, then sleep.  A mutex makes callers take turns, so that two
+ * contexts may share a device.
  */
 
 #define _GNU_SOURCE
@@ -40,23 +44,32 @@ struct sd_pool_s {
 
     pthread_mutex_t     turn;           /* one caller at a time */
     pthread_mutex_t     mutex;
-    pthread_cond_t      work, done;
+    pthread_cond_t      work, finished;
 
-    /* the job; written by the caller while nobody works */
+    /* the job; written by the caller while no task is left */
     sd_task_pt          task;
     void               *data;
-    int                 n;
     const atomic_int   *cancel;
 
-    atomic_int          next;           /* task */
+    _Alignas(64)
+    atomic_ullong       ticket;         /* tasks, next task: 32 bits each */
     atomic_int          cancelled;
-    atomic_uint         job;            /* number of the job */
-    atomic_int          busy;           /* threads that have not finished it */
-    int                 quit;
+    atomic_int          done;           /* tasks */
+
+    atomic_int          sleeping;       /* threads */
+    atomic_int          waiting;        /* the caller sleeps, too */
+    atomic_int          quit;
 };
 
 
+#define sd_ticket(n)         ((unsigned long long) (n) << 32)
+#define sd_ticket_tasks(t)   ((int) ((t) >> 32))
+#define sd_ticket_next(t)    ((int) ((t) & 0xffffffff))
+#define sd_ticket_left(t)    (sd_ticket_next(t) < sd_ticket_tasks(t))
+
+
 static void *sd_pool_thread(void *data);
+static void sd_pool_task(sd_pool_t *pool, int task, char *scratch);
 static void sd_pool_work(sd_pool_t *pool, char *scratch);
 static int sd_pool_quota(void);
 
@@ -71,24 +84,50 @@ sd_pause(void)
 
 
 static void
+sd_pool_task(sd_pool_t *pool, int task, char *scratch)
+{
+    if (pool->cancel != NULL
+        && atomic_load_explicit(pool->cancel, memory_order_relaxed))
+    {
+        atomic_store_explicit(&pool->cancelled, 1, memory_order_relaxed);
+        return;
+    }
+
+    pool->task(pool->data, task, scratch);
+}
+
+
+/* takes tasks until none is left */
+
+static void
 sd_pool_work(sd_pool_t *pool, char *scratch)
 {
-    int  i;
+    unsigned long long  t;
 
-    for ( ;; ) {
-        i = atomic_fetch_add_explicit(&pool->next, 1, memory_order_relaxed);
-        if (i >= pool->n) {
-            return;
-        }
+    t = atomic_load_explicit(&pool->ticket, memory_order_acquire);
 
-        if (pool->cancel != NULL
-            && atomic_load_explicit(pool->cancel, memory_order_relaxed))
+    while (sd_ticket_left(t)) {
+
+        if (!atomic_compare_exchange_weak_explicit(&pool->ticket, &t, t + 1,
+                                                   memory_order_acq_rel,
+                                                   memory_order_acquire))
         {
-            atomic_store_explicit(&pool->cancelled, 1, memory_order_relaxed);
-            return;
+            continue;
         }
 
-        pool->task(pool->data, i, scratch);
+        sd_pool_task(pool, sd_ticket_next(t), scratch);
+
+        /* the caller says that it waits before it looks for the last time */
+
+        if (atomic_fetch_add(&pool->done, 1) == sd_ticket_tasks(t) - 1
+            && atomic_load(&pool->waiting))
+        {
+            pthread_mutex_lock(&pool->mutex);
+            pthread_cond_signal(&pool->finished);
+            pthread_mutex_unlock(&pool->mutex);
+        }
+
+        t = atomic_load_explicit(&pool->ticket, memory_order_acquire);
     }
 }
 
@@ -97,17 +136,16 @@ static void *
 sd_pool_thread(void *data)
 {
     int           i;
-    unsigned      seen, job;
     sd_pool_t    *pool;
     sd_thread_t  *t = data;
 
     pool = t->pool;
-    seen = 0;
 
     for ( ;; ) {
         for (i = 0; i < SD_POOL_SPIN; i++) {
-            job = atomic_load_explicit(&pool->job, memory_order_acquire);
-            if (job != seen) {
+            if (sd_ticket_left(atomic_load_explicit(&pool->ticket,
+                                                    memory_order_acquire)))
+            {
                 break;
             }
 
@@ -116,34 +154,23 @@ sd_pool_thread(void *data)
 
         if (i == SD_POOL_SPIN) {
             pthread_mutex_lock(&pool->mutex);
+            atomic_fetch_add(&pool->sleeping, 1);
 
-            for ( ;; ) {
-                job = atomic_load_explicit(&pool->job, memory_order_acquire);
-                if (job != seen) {
-                    break;
-                }
-
+            while (!sd_ticket_left(atomic_load(&pool->ticket))
+                   && !atomic_load(&pool->quit))
+            {
                 pthread_cond_wait(&pool->work, &pool->mutex);
             }
 
+            atomic_fetch_sub(&pool->sleeping, 1);
             pthread_mutex_unlock(&pool->mutex);
-        }
 
-        seen = job;
-
-        if (pool->quit) {
-            return NULL;
+            if (atomic_load(&pool->quit)) {
+                return NULL;
+            }
         }
 
         sd_pool_work(pool, t->scratch);
-
-        if (atomic_fetch_sub_explicit(&pool->busy, 1, memory_order_acq_rel)
-            == 1)
-        {
-            pthread_mutex_lock(&pool->mutex);
-            pthread_cond_signal(&pool->done);
-            pthread_mutex_unlock(&pool->mutex);
-        }
     }
 }
 
@@ -158,30 +185,32 @@ sd_pool_run(sd_context_t *cx, sd_task_pt task, void *data, int n)
 
     pool->task = task;
     pool->data = data;
-    pool->n = n;
     pool->cancel = cx->cancel;
 
-    atomic_store_explicit(&pool->next, 0, memory_order_relaxed);
     atomic_store_explicit(&pool->cancelled, 0, memory_order_relaxed);
 
     if (n == 1 || pool->started == 0) {
-        sd_pool_work(pool, pool->thread[0].scratch);
+        for (i = 0; i < n; i++) {
+            sd_pool_task(pool, i, pool->thread[0].scratch);
+        }
 
     } else {
-        atomic_store_explicit(&pool->busy, pool->started,
-                              memory_order_relaxed);
+        atomic_store_explicit(&pool->done, 0, memory_order_relaxed);
 
-        /* under the mutex, or a thread about to sleep would miss it */
+        /* whoever goes to sleep says so before looking at the ticket */
 
-        pthread_mutex_lock(&pool->mutex);
-        atomic_fetch_add_explicit(&pool->job, 1, memory_order_release);
-        pthread_cond_broadcast(&pool->work);
-        pthread_mutex_unlock(&pool->mutex);
+        atomic_store(&pool->ticket, sd_ticket(n));
+
+        if (atomic_load(&pool->sleeping)) {
+            pthread_mutex_lock(&pool->mutex);
+            pthread_cond_broadcast(&pool->work);
+            pthread_mutex_unlock(&pool->mutex);
+        }
 
         sd_pool_work(pool, pool->thread[0].scratch);
 
         for (i = 0; i < SD_POOL_SPIN; i++) {
-            if (atomic_load_explicit(&pool->busy, memory_order_acquire) == 0) {
+            if (atomic_load_explicit(&pool->done, memory_order_acquire) == n) {
                 break;
             }
 
@@ -190,13 +219,13 @@ sd_pool_run(sd_context_t *cx, sd_task_pt task, void *data, int n)
 
         if (i == SD_POOL_SPIN) {
             pthread_mutex_lock(&pool->mutex);
+            atomic_store(&pool->waiting, 1);
 
-            while (atomic_load_explicit(&pool->busy, memory_order_acquire)
-                   != 0)
-            {
-                pthread_cond_wait(&pool->done, &pool->mutex);
+            while (atomic_load(&pool->done) != n) {
+                pthread_cond_wait(&pool->finished, &pool->mutex);
             }
 
+            atomic_store(&pool->waiting, 0);
             pthread_mutex_unlock(&pool->mutex);
         }
     }
@@ -227,17 +256,19 @@ sd_pool_create(sd_pool_t **out, int threads, sd_error_t *err)
 
     threads = sd_min(threads, SD_POOL_THREADS);
 
-    pool = calloc(1, sizeof(sd_pool_t));
+    pool = aligned_alloc(64, sizeof(sd_pool_t));
     if (pool == NULL) {
         return sd_fail(err, "no memory for the thread pool");
     }
+
+    memset(pool, 0, sizeof(sd_pool_t));
 
     pool->threads = threads;
 
     pthread_mutex_init(&pool->turn, NULL);
     pthread_mutex_init(&pool->mutex, NULL);
     pthread_cond_init(&pool->work, NULL);
-    pthread_cond_init(&pool->done, NULL);
+    pthread_cond_init(&pool->finished, NULL);
 
     pool->thread = calloc(threads, sizeof(sd_thread_t));
     if (pool->thread == NULL) {
@@ -305,8 +336,7 @@ sd_pool_destroy(sd_pool_t *pool)
 
     if (pool->started) {
         pthread_mutex_lock(&pool->mutex);
-        pool->quit = 1;
-        atomic_fetch_add_explicit(&pool->job, 1, memory_order_release);
+        atomic_store(&pool->quit, 1);
         pthread_cond_broadcast(&pool->work);
         pthread_mutex_unlock(&pool->mutex);
 
@@ -326,7 +356,7 @@ sd_pool_destroy(sd_pool_t *pool)
     pthread_mutex_destroy(&pool->turn);
     pthread_mutex_destroy(&pool->mutex);
     pthread_cond_destroy(&pool->work);
-    pthread_cond_destroy(&pool->done);
+    pthread_cond_destroy(&pool->finished);
 
     free(pool->thread);
     free(pool);

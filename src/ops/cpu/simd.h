@@ -74,6 +74,32 @@ v_where_ge(v16 x, v16 limit, v16 y)
     return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, limit, _CMP_GE_OQ), y);
 }
 
+/* sixteen pairs of bf16: the first of each, and the second */
+
+sd_inline v16
+v_even_bf16(const void *p)
+{
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_loadu_si512(p), 16));
+}
+
+sd_inline v16
+v_odd_bf16(const void *p)
+{
+    return _mm512_castsi512_ps(_mm512_and_si512(_mm512_loadu_si512(p),
+               _mm512_set1_epi32((int) 0xffff0000)));
+}
+
+/* v_scale2() where t >= limit, else zero */
+
+sd_inline v16
+v_scale2_ge(v16 a, v16 t, v16 limit)
+{
+    return _mm512_castsi512_ps(_mm512_maskz_add_epi32(
+               _mm512_cmp_ps_mask(t, limit, _CMP_GE_OQ),
+               _mm512_castps_si512(a),
+               _mm512_slli_epi32(_mm512_castps_si512(t), 23)));
+}
+
 /* |a|, and a with the sign of b */
 
 sd_inline v16
@@ -317,6 +343,42 @@ v_sign(v16 a, v16 b)
 #if !defined(SD_AVX512)
 
 sd_inline v16
+v_even_bf16(const void *p)
+{
+    int       i;
+    uint32_t  w[SD_LANES];
+
+    memcpy(w, p, sizeof(w));
+
+    for (i = 0; i < SD_LANES; i++) {
+        w[i] <<= 16;
+    }
+
+    return v_load((float *) w);
+}
+
+sd_inline v16
+v_odd_bf16(const void *p)
+{
+    int       i;
+    uint32_t  w[SD_LANES];
+
+    memcpy(w, p, sizeof(w));
+
+    for (i = 0; i < SD_LANES; i++) {
+        w[i] &= 0xffff0000;
+    }
+
+    return v_load((float *) w);
+}
+
+sd_inline v16
+v_scale2_ge(v16 a, v16 t, v16 limit)
+{
+    return v_where_ge(t, limit, v_scale2(a, t));
+}
+
+sd_inline v16
 v_loadn(const float *p, int n)
 {
     float  t[SD_LANES] __attribute__((aligned(64))) = { 0 };
@@ -378,7 +440,6 @@ v_storex(float *p, v16 a, int n)
     }
 
 sd_halves(v_sum, _mm256_add_ps, _mm_add_ps)
-sd_halves(v_maximum, _mm256_max_ps, _mm_max_ps)
 
 #else
 
@@ -392,51 +453,74 @@ v_sum(v16 a)
     return (q[0] + q[2]) + (q[1] + q[3]);
 }
 
-sd_inline float
-v_maximum(v16 a)
+#endif
+
+
+/* dst[j][i] = src[i][j], i < rows, j < columns */
+
+#if defined(SD_AVX512) || defined(SD_AVX2)
+
+sd_inline void
+v_transpose8(float *dst, size_t ldd, const float *src, size_t lds)
 {
-    int    i;
-    float  m;
+    int     i;
+    __m256  r[8], t[8];
 
-    m = a.q[0][0];
-
-    for (i = 1; i < SD_LANES; i++) {
-        m = a.q[i / 4][i % 4] > m ? a.q[i / 4][i % 4] : m;
+#pragma GCC unroll 8
+    for (i = 0; i < 8; i++) {
+        r[i] = _mm256_loadu_ps(src + i * lds);
     }
 
-    return m;
+#pragma GCC unroll 4
+    for (i = 0; i < 8; i += 2) {
+        t[i] = _mm256_unpacklo_ps(r[i], r[i + 1]);
+        t[i + 1] = _mm256_unpackhi_ps(r[i], r[i + 1]);
+    }
+
+#pragma GCC unroll 2
+    for (i = 0; i < 8; i += 4) {
+        r[i] = _mm256_shuffle_ps(t[i], t[i + 2], 0x44);
+        r[i + 1] = _mm256_shuffle_ps(t[i], t[i + 2], 0xee);
+        r[i + 2] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0x44);
+        r[i + 3] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0xee);
+    }
+
+#pragma GCC unroll 4
+    for (i = 0; i < 4; i++) {
+        _mm256_storeu_ps(dst + i * ldd,
+                         _mm256_permute2f128_ps(r[i], r[i + 4], 0x20));
+        _mm256_storeu_ps(dst + (i + 4) * ldd,
+                         _mm256_permute2f128_ps(r[i], r[i + 4], 0x31));
+    }
 }
 
 #endif
 
-
-/* the greatest of n floats, n > 0; what pads them to 16 counts too */
-
-sd_inline float
-v_greatest(const float *p, int n)
+sd_inline void
+v_transpose(float *dst, size_t ldd, const float *src, size_t lds, int rows,
+    int columns)
 {
-    int  i;
-    v16  a, b, c, d;
+    int  i, j, done;
 
-    /* four chains, since one would wait for itself */
+    for (i = 0; i < rows; i++) {
+        done = 0;
 
-    a = v_load(p);
-    b = a;
-    c = a;
-    d = a;
+#if defined(SD_AVX512) || defined(SD_AVX2)
 
-    for (i = SD_LANES; i + 4 * SD_LANES <= n; i += 4 * SD_LANES) {
-        a = v_max(a, v_load(p + i));
-        b = v_max(b, v_load(p + i + SD_LANES));
-        c = v_max(c, v_load(p + i + 2 * SD_LANES));
-        d = v_max(d, v_load(p + i + 3 * SD_LANES));
+        if (i % 8 == 0 && i + 8 <= rows) {
+            for (j = 0; j + 8 <= columns; j += 8) {
+                v_transpose8(dst + j * ldd + i, ldd, src + i * lds + j, lds);
+            }
+        }
+
+        done = i < rows / 8 * 8 ? columns / 8 * 8 : 0;
+
+#endif
+
+        for (j = done; j < columns; j++) {
+            dst[j * ldd + i] = src[i * lds + j];
+        }
     }
-
-    for ( /* void */ ; i < n; i += SD_LANES) {
-        a = v_max(a, v_load(p + i));
-    }
-
-    return v_maximum(v_max(v_max(a, b), v_max(c, d)));
 }
 
 
@@ -471,30 +555,72 @@ v_exp(v16 x)
 }
 
 
+/* to whole numbers, |x| < 2^22 */
+
+sd_inline v16
+v_round(v16 x)
+{
+    return v_sub(v_add(x, v_set(0x1.8p23f)), v_set(0x1.8p23f));
+}
+
+
+/* 2^n for whole n <= 0, zero below -126 */
+
+sd_inline v16
+v_power2(v16 n)
+{
+    return v_where_ge(n, v_set(-126.0f),
+                      v_scale2(v_set(1.0f), v_add(n, v_set(0x1.8p23f))));
+}
+
+
 /*
- * 2^x for x <= 0, zero below -126: what a softmax needs.  The polynomial is a
- * least-maximum fit of 2^r on |r| <= 1/2
+ * 2^(x c - m) with base = v_exp2_base(m), for a whole m, |m| < 2^22, that x c
+ * does not exceed by more than a few; zero below 2^-126.  That m is whole makes
+ * one sum of what is subtracted and what rounds.  A factor of about 1 + 1e-7,
+ * equal for all, is free, since a softmax divides by the sum: five terms do.
  */
 
 sd_inline v16
-v_exp2_negative(v16 x)
+v_exp2_base(v16 m)
 {
-    v16  t, r, p, y;
+    return v_sub(v_set(0x1.8p23f), m);
+}
 
-    y = v_max(x, v_set(-126.0f));
+sd_inline v16
+v_exp2_below(v16 x, v16 c, v16 base)
+{
+    v16  t, r, p;
 
-    t = v_add(y, v_set(0x1.8p23f));
-    r = v_sub(y, v_sub(t, v_set(0x1.8p23f)));
+    t = v_fma(x, c, base);
+    r = v_fma(x, c, v_sub(base, t));
 
-    p = v_set(1.535336196e-04f);
-    p = v_fma(p, r, v_set(1.339887502e-03f));
-    p = v_fma(p, r, v_set(9.618436918e-03f));
-    p = v_fma(p, r, v_set(5.550332367e-02f));
-    p = v_fma(p, r, v_set(2.402264774e-01f));
-    p = v_fma(p, r, v_set(6.931471825e-01f));
-    p = v_fma(p, r, v_set(1.0f));
+    p = v_set(1.327642589e-03f);
+    p = v_fma(p, r, v_set(9.675586596e-03f));
+    p = v_fma(p, r, v_set(5.550713837e-02f));
+    p = v_fma(p, r, v_set(2.402211875e-01f));
+    p = v_fma(p, r, v_set(6.931469440e-01f));
+    p = v_fma(p, r, v_set(1.000000119e+00f));
 
-    return v_where_ge(x, v_set(-126.0f), v_scale2(p, t));
+    return v_scale2_ge(p, t, v_set(0x1.8p23f - 126));
+}
+
+/* the same to 8e-5, for what becomes bf16 */
+
+sd_inline v16
+v_exp2_rough(v16 x, v16 c, v16 base)
+{
+    v16  t, r, p;
+
+    t = v_fma(x, c, base);
+    r = v_fma(x, c, v_sub(base, t));
+
+    p = v_set(5.517140403e-02f);
+    p = v_fma(p, r, v_set(2.426130176e-01f));
+    p = v_fma(p, r, v_set(6.932611465e-01f));
+    p = v_fma(p, r, v_set(9.999279380e-01f));
+
+    return v_scale2_ge(p, t, v_set(0x1.8p23f - 126));
 }
 
 

@@ -16,6 +16,9 @@
  * isa/winograd.c for the points.
  *
  *     bias [columns] | position 0: panel 0 [c][32] | panel 1 ... | position 1
+ *
+ * Panels are packed by tasks of the pool, each of which reads its own outputs:
+ * a model of SD 1.5's size has 860 million weights, most of them transformed.
  */
 
 #include <stdlib.h>
@@ -51,11 +54,17 @@ static const double  sd_winograd_g[2][6][3] = {
 };
 
 
+typedef struct {
+    const sd_weight_t  *w;
+    const float        *data;
+    sd_packed_t         packed;
+} sd_pack_t;
+
+
 static int sd_output(const sd_weight_t *w, int column);
-static void sd_winograd_pack(const sd_weight_t *w, const sd_packed_t *p,
-    const float *data);
-static void sd_bf16_pack(const sd_weight_t *w, const sd_packed_t *p,
-    const float *data);
+static void sd_panel_pack(void *data, int task, char *scratch);
+static void sd_winograd_pack(void *data, int task, char *scratch);
+static void sd_bf16_pack(void *data, int task, char *scratch);
 
 
 void
@@ -143,78 +152,102 @@ int
 sd_cpu_weight_pack(sd_device_t *dev, sd_weight_t *w, const float *data,
     const float *bias, sd_error_t *err)
 {
-    int          c, i, k, tap, panel, columns;
-    float       *dst, *out;
-    sd_packed_t  p;
+    int            i, k;
+    float         *out;
+    sd_pack_t      pack;
+    sd_task_pt     task;
+    sd_packed_t   *p;
+    sd_context_t   cx;
 
-    sd_cpu_packed(dev, w, &p);
+    pack.w = w;
+    pack.data = data;
+    p = &pack.packed;
+
+    sd_cpu_packed(dev, w, p);
     out = w->data;
 
     if (w->kind == SD_WEIGHT_NORM) {
-        for (i = 0; i < p.columns; i++) {
+        for (i = 0; i < p->columns; i++) {
             out[i] = i < w->k && bias != NULL ? bias[i] : 0;
-            out[p.columns + i] = i < w->k ? data[i] : 0;
+            out[p->columns + i] = i < w->k ? data[i] : 0;
         }
 
         return SD_OK;
     }
 
     if (w->kind == SD_WEIGHT_TABLE) {
-        memcpy(out, data, p.size * sizeof(float));
+        memcpy(out, data, p->size * sizeof(float));
         return SD_OK;
     }
 
-    for (i = 0; i < (int) p.matrix; i++) {
-        k = i < p.columns ? sd_output(w, i) : -1;
+    for (i = 0; i < (int) p->matrix; i++) {
+        k = i < p->columns ? sd_output(w, i) : -1;
         out[i] = k >= 0 && bias != NULL ? bias[k] : 0;
     }
 
-    if (p.bf16) {
-        sd_bf16_pack(w, &p, data);
-        return SD_OK;
+    task = p->bf16 ? sd_bf16_pack
+                   : p->winograd ? sd_winograd_pack : sd_panel_pack;
+
+    /* of a context the pool wants the device only; nobody cancels */
+
+    memset(&cx, 0, sizeof(sd_context_t));
+    cx.device = dev;
+    cx.err = err;
+
+    return sd_pool_run(&cx, task, &pack, p->panels);
+}
+
+
+static void
+sd_panel_pack(void *data, int task, char *scratch)
+{
+    int                 c, i, k, tap, columns;
+    float              *dst;
+    size_t              n;
+    const float        *src[SD_PANEL];
+    sd_pack_t          *pack = data;
+    const sd_weight_t  *w = pack->w;
+    const sd_packed_t  *p = &pack->packed;
+
+    columns = sd_min(SD_PANEL, p->columns - task * SD_PANEL);
+    n = (size_t) w->c * p->taps;
+
+    dst = (float *) w->data + p->matrix + p->rows * task * SD_PANEL;
+
+    for (i = 0; i < columns; i++) {
+        k = sd_output(w, task * SD_PANEL + i);
+        src[i] = k < 0 ? NULL : pack->data + k * n;
     }
 
-    if (p.winograd) {
-        sd_winograd_pack(w, &p, data);
-        return SD_OK;
-    }
-
-    dst = out + p.matrix;
-
-    for (panel = 0; panel < p.panels; panel++) {
-        columns = sd_min(SD_PANEL, p.columns - panel * SD_PANEL);
-
-        for (i = 0; i < columns; i++) {
-            k = sd_output(w, panel * SD_PANEL + i);
-
-            for (tap = 0; tap < p.taps; tap++) {
-                for (c = 0; c < w->c; c++) {
-                    dst[((size_t) tap * w->c + c) * columns + i] = k < 0 ? 0
-                        : data[((size_t) k * w->c + c) * p.taps + tap];
-                }
+    for (c = 0; c < w->c; c++) {
+        for (tap = 0; tap < p->taps; tap++) {
+            for (i = 0; i < columns; i++) {
+                dst[((size_t) tap * w->c + c) * columns + i] =
+                    src[i] == NULL ? 0 : src[i][(size_t) c * p->taps + tap];
             }
         }
-
-        dst += p.rows * columns;
     }
-
-    return SD_OK;
 }
 
 
 /* G g G^T of SD_PANEL / 2 filters at a time, side by side */
 
 static void
-sd_winograd_pack(const sd_weight_t *w, const sd_packed_t *p, const float *data)
+sd_winograd_pack(void *data, int task, char *scratch)
 {
-    int            c, i, j, l, k, column, columns;
-    float         *dst;
-    double         g[9][SD_PANEL / 2], t[18][SD_PANEL / 2], s;
-    const double  (*m)[3] = sd_winograd_g[w->upsample];
+    int                 c, i, j, l, k, column, columns;
+    float              *dst;
+    double              g[9][SD_PANEL / 2], t[18][SD_PANEL / 2], s;
+    sd_pack_t          *pack = data;
+    const sd_weight_t  *w = pack->w;
+    const sd_packed_t  *p = &pack->packed;
+    const double      (*m)[3] = sd_winograd_g[w->upsample];
 
-    for (column = 0; column < p->columns; column += SD_PANEL / 2) {
-        columns = sd_min(SD_PANEL, p->columns - column / SD_PANEL * SD_PANEL);
+    columns = sd_min(SD_PANEL, p->columns - task * SD_PANEL);
 
+    for (column = task * SD_PANEL; column < task * SD_PANEL + columns;
+         column += SD_PANEL / 2)
+    {
         for (c = 0; c < w->c; c++) {
 
             for (l = 0; l < SD_PANEL / 2; l++) {
@@ -222,7 +255,7 @@ sd_winograd_pack(const sd_weight_t *w, const sd_packed_t *p, const float *data)
 
                 for (i = 0; i < 9; i++) {
                     g[i][l] = k >= w->k ? 0
-                              : data[((size_t) k * w->c + c) * 9 + i];
+                              : pack->data[((size_t) k * w->c + c) * 9 + i];
                 }
             }
 
@@ -239,7 +272,7 @@ sd_winograd_pack(const sd_weight_t *w, const sd_packed_t *p, const float *data)
             /* position, panel, channel, column in the panel */
 
             dst = (float *) w->data + p->matrix
-                  + (size_t) (column / SD_PANEL * SD_PANEL) * w->c
+                  + (size_t) task * SD_PANEL * w->c
                   + (size_t) c * columns + column % SD_PANEL;
 
             for (i = 0; i < 36; i++) {
@@ -261,28 +294,35 @@ sd_winograd_pack(const sd_weight_t *w, const sd_packed_t *p, const float *data)
 /* the kernel's memory comes zeroed: what is padding stays as it is */
 
 static void
-sd_bf16_pack(const sd_weight_t *w, const sd_packed_t *p, const float *data)
+sd_bf16_pack(void *data, int task, char *scratch)
 {
-    int         c, i, k, tap;
-    size_t      depth;
-    sd_bf16_t  *dst, *panel;
+    int                 c, i, k, tap;
+    size_t              depth, at;
+    sd_bf16_t          *panel;
+    const float        *src[SD_PANEL];
+    sd_pack_t          *pack = data;
+    const sd_weight_t  *w = pack->w;
+    const sd_packed_t  *p = &pack->packed;
 
-    dst = (sd_bf16_t *) ((float *) w->data + p->matrix);
     depth = sd_align(w->c, SD_BF16_K);
 
-    for (i = 0; i < p->columns; i++) {
-        k = sd_output(w, i);
+    panel = (sd_bf16_t *) ((float *) w->data + p->matrix)
+            + p->rows * task * SD_PANEL;
 
-        if (k < 0) {
-            continue;
-        }
+    for (i = 0; i < SD_PANEL; i++) {
+        k = sd_output(w, task * SD_PANEL + i);
+        src[i] = k < 0 ? NULL : pack->data + (size_t) k * w->c * p->taps;
+    }
 
-        panel = dst + (size_t) (i / SD_PANEL) * p->rows * SD_PANEL;
-
+    for (c = 0; c < w->c; c++) {
         for (tap = 0; tap < p->taps; tap++) {
-            for (c = 0; c < w->c; c++) {
-                panel[sd_bf16_at(tap * depth + c, i % SD_PANEL)] =
-                    sd_bf16(data[((size_t) k * w->c + c) * p->taps + tap]);
+            at = sd_bf16_at(tap * depth + c, 0);
+
+            for (i = 0; i < SD_PANEL; i++) {
+                if (src[i] != NULL) {
+                    panel[at + sd_bf16_at(0, i)] =
+                        sd_bf16(src[i][(size_t) c * p->taps + tap]);
+                }
             }
         }
     }

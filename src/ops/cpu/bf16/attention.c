@@ -1,67 +1,146 @@
 /*
  * bf16 attention: as isa/attention.c, with both products in bf16; the maximum,
- * exp and sums stay fp32.  Floor: exp, about ten cycles for sixteen; heads of
- * 40 at 64x64 take two and a half times that in all.
+ * exp and sums stay fp32.
+ *
+ * Floor: maximum, exp and rounding, about 13 operations for sixteen scores, and
+ * with AMX four cycles of tiles (heads of 40), which do not overlap.
  */
 
 #include "bf16_isa.h"
 
 
-/* from row to row, apart in the cache's sets */
-#define SD_SCORES   (SD_BF16_KEYS + SD_LANES)
-#define SD_WEIGHTS  (SD_BF16_KEYS + SD_BF16_SKEW)
+static void sd_bf16_attend_weights(const float *scores, sd_bf16_t *weights,
+    int keys, int padded, float *maxima, float *sums, float *out, int d,
+    float scale, int first);
 
 
 void
 sd_bf16_attend_pack(void *data, int task, char *scratch)
 {
-    int                i, j, n, head, from, last, end, ld;
-    size_t             size;
+    int                i, j, n, head, block, from, keys, rows, ld;
+    float             *t = (float *) scratch;
     sd_bf16_t         *k, *v;
     const float       *src;
     sd_bf16_attend_t  *a = data;
 
     /* a block of keys of one sample and head */
 
-    from = task % a->kblocks * SD_BF16_KEYS;
+    block = task % a->kblocks;
     task /= a->kblocks;
     n = task / a->heads;
     head = task % a->heads;
-    last = sd_min(from + SD_BF16_KEYS, a->keys);
-    end = sd_align(last, SD_BF16_K);
-    size = (size_t) a->lk * a->dk;
+    from = block * SD_BF16_KEYS;
+    keys = sd_min(SD_BF16_KEYS, a->lk - from);
+    rows = sd_align(keys, SD_BF16_K);
 
-    /* keys are columns, 32 of them a panel of depth dk */
+    /* rows of keys; those that are none are zero */
 
-    k = a->kpack + task * size;
-    memset(k + (size_t) from * a->dk, 0,
-           (size_t) (end - from) * a->dk * sizeof(sd_bf16_t));
+    k = a->kpack + task * a->ksize + (size_t) from * a->dk;
+    src = sd_cpu_keys(&a->k, &a->kv, a->k_at, n, from, &ld) + head * a->d;
 
-    for (i = from; i < last; i++) {
-        src = sd_cpu_keys(&a->k, &a->kv, a->k_at, n, i, &ld) + head * a->d;
-
-        for (j = 0; j < a->d; j++) {
-            k[(size_t) (i / SD_PANEL) * SD_PANEL * a->dk
-              + sd_bf16_at(j, i % SD_PANEL)] = sd_bf16(src[j]);
-        }
+    for (i = 0; i < keys; i++) {
+        v_row_bf16(k, src, a->d, a->dk);
+        k += a->dk;
+        src += ld;
     }
 
-    /* with values they are the depth of panels of 32 of d */
+    memset(k, 0, (size_t) (rows - keys) * a->dk * sizeof(sd_bf16_t));
 
-    v = a->vpack + task * size;
+    /* and columns of values */
 
-    for (j = 0; j < a->dk; j += SD_PANEL) {
-        memset(v + (size_t) j * a->lk + (size_t) from * SD_PANEL, 0,
-               (size_t) (end - from) * SD_PANEL * sizeof(sd_bf16_t));
+    src = sd_cpu_keys(&a->v, &a->kv, a->v_at, n, from, &ld) + head * a->d;
+    v_transpose(t, SD_BF16_KEYS, src, ld, keys, a->d);
+
+    v = a->vpack + task * a->vsize + (size_t) block * a->dk * SD_BF16_KEYS;
+
+    for (j = 0; j < a->d; j++) {
+        v_row_bf16(v, t, keys, SD_BF16_KEYS);
+        v += SD_BF16_KEYS;
+        t += SD_BF16_KEYS;
     }
 
-    for (i = from; i < last; i++) {
-        src = sd_cpu_keys(&a->v, &a->kv, a->v_at, n, i, &ld) + head * a->d;
+    memset(v, 0, (size_t) (a->dk - a->d) * SD_BF16_KEYS * sizeof(sd_bf16_t));
+}
 
-        for (j = 0; j < a->d; j++) {
-            v[(size_t) (j / SD_PANEL) * SD_PANEL * a->lk
-              + sd_bf16_at(i, j % SD_PANEL)] = sd_bf16(src[j]);
+
+/* scores [keys][32] to weights, a panel as deep as there are keys, padded */
+
+static void
+sd_bf16_attend_weights(const float *scores, sd_bf16_t *weights, int keys,
+    int padded, float *maxima, float *sums, float *out, int d, float scale,
+    int first)
+{
+    int           i, j, moved;
+    v16           m, n, c, base, old, new, s, t, sum, other;
+    float         factor[SD_LANES] __attribute__((aligned(64)));
+    sd_bf16_t    *w;
+    const float  *p;
+
+    c = v_set(scale);
+
+    for (i = 0; i < SD_PANEL; i += SD_LANES) {
+        p = scores + i;
+        m = v_load(p);
+        n = m;
+
+        for (j = 1; j + 2 <= keys; j += 2) {
+            m = v_max(m, v_load(p + j * SD_PANEL));
+            n = v_max(n, v_load(p + (j + 1) * SD_PANEL));
         }
+
+        if (j < keys) {
+            m = v_max(m, v_load(p + j * SD_PANEL));
+        }
+
+        /* in powers of two; the scale is positive */
+
+        new = v_round(v_mul(v_max(m, n), c));
+        sum = v_set(0);
+
+        if (!first) {
+            old = v_load(maxima + i);
+            new = v_max(new, old);
+
+            v_store(factor, v_power2(v_sub(old, new)));
+
+            for (moved = 0, j = 0; j < SD_LANES; j++) {
+                moved |= factor[j] != 1.0f;
+            }
+
+            s = v_load(factor);
+            sum = v_mul(v_load(sums + i), s);
+
+            for (j = 0; moved && j < d; j++) {
+                v_store(out + j * SD_PANEL + i,
+                        v_mul(v_load(out + j * SD_PANEL + i), s));
+            }
+        }
+
+        v_store(maxima + i, new);
+        base = v_exp2_base(new);
+        other = v_set(0);
+        w = weights + i * SD_BF16_K;
+
+        for (j = 0; j < padded; j += 2) {
+            s = j < keys ? v_exp2_rough(v_load(p), c, base) : v_set(0);
+            t = j + 1 < keys ? v_exp2_rough(v_load(p + SD_PANEL), c, base)
+                             : v_set(0);
+
+            v_store_pairs(w, s, t);
+            sum = v_add(sum, s);
+            other = v_add(other, t);
+
+            p += 2 * SD_PANEL;
+            w += 2 * SD_LANES;
+
+            /* the other columns' half of a step lies between */
+
+            if ((j + 2) % SD_BF16_K == 0) {
+                w += SD_LANES * SD_BF16_K;
+            }
+        }
+
+        v_store(sums + i, v_add(sum, other));
     }
 }
 
@@ -69,13 +148,11 @@ sd_bf16_attend_pack(void *data, int task, char *scratch)
 void
 sd_bf16_attend(void *data, int task, char *scratch)
 {
-    int                i, j, n, head, first, queries, rows, from, keys;
-    int                padded, valid;
-    v16                s, sum, c, top;
-    float             *scores, *out, *row, *maxima, *sums, *dst;
-    float              old, new, factor;
+    int                i, j, n, head, first, queries, block, from, keys;
+    int                panel, count, padded;
+    float             *scores, *maxima, *sums, *out, *op, *o;
     size_t             size;
-    sd_bf16_t         *q, *weights, *w;
+    sd_bf16_t         *q, *weights, *rows;
     const float       *src;
     const sd_bf16_t   *k, *v;
     sd_bf16_attend_t  *a = data;
@@ -84,125 +161,101 @@ sd_bf16_attend(void *data, int task, char *scratch)
     head = task / a->blocks % a->heads;
     first = task % a->blocks * SD_BF16_QUERIES;
     queries = sd_min(SD_BF16_QUERIES, a->q.w - first);
-    rows = sd_align(queries, SD_PANEL);
 
-    size = (size_t) a->lk * a->dk;
-    k = a->kpack + ((size_t) n * a->heads + head) * size;
-    v = a->vpack + ((size_t) n * a->heads + head) * size;
+    k = a->kpack + ((size_t) n * a->heads + head) * a->ksize;
+    v = a->vpack + ((size_t) n * a->heads + head) * a->vsize;
+
+    size = (size_t) SD_BF16_QUERIES * a->dk;
 
     scores = (float *) scratch;
-    maxima = scores + SD_BF16_QUERIES * SD_SCORES;
+    maxima = scores + SD_BF16_KEYS * SD_PANEL;
     sums = maxima + SD_BF16_QUERIES;
-    out = sums + SD_BF16_QUERIES * SD_LANES;
-    weights = (sd_bf16_t *) (out + (size_t) SD_BF16_QUERIES * a->dk);
-    q = weights + SD_BF16_QUERIES * SD_WEIGHTS;
+    out = sums + SD_BF16_QUERIES;
+    weights = (sd_bf16_t *) (out + size);
+    q = weights + SD_BF16_KEYS * SD_PANEL;
+    rows = q + size;
 
-    memset(q, 0, (size_t) rows * a->dk * sizeof(sd_bf16_t));
-    memset(weights, 0, rows * SD_WEIGHTS * sizeof(sd_bf16_t));
+    /* queries are the columns of panels: pairs of bf16 change places */
 
-    for (i = 0; i < queries; i++) {
-        src = (float *) a->q.data
-              + ((size_t) n * a->q.w + first + i) * a->q.ld + head * a->d;
+    for (i = 0; i < sd_align(queries, SD_PANEL); i++) {
+        if (i < queries) {
+            src = (float *) a->q.data
+                  + ((size_t) n * a->q.w + first + i) * a->q.ld + head * a->d;
+            v_row_bf16(rows + (size_t) i * a->dk, src, a->d, a->dk);
 
-        for (j = 0; j + SD_LANES <= a->d; j += SD_LANES) {
-            v_store_bf16(q + (size_t) i * a->dk + j, v_load(src + j));
+        } else {
+            memset(rows + (size_t) i * a->dk, 0, a->dk * sizeof(sd_bf16_t));
         }
+    }
 
-        for ( /* void */ ; j < a->d; j++) {
-            q[(size_t) i * a->dk + j] = sd_bf16(src[j]);
+    for (i = 0; i < queries; i += SD_LANES) {
+        for (j = 0; j < a->dk; j += SD_BF16_K) {
+            v_transpose((float *) (q + (size_t) (i / SD_PANEL) * SD_PANEL
+                                       * a->dk
+                                   + j * SD_PANEL
+                                   + i % SD_PANEL * SD_BF16_K),
+                        SD_LANES,
+                        (float *) (rows + (size_t) i * a->dk + j), a->dk / 2,
+                        SD_LANES, SD_BF16_K / 2);
         }
     }
 
     sd_bf16_enter(a->amx);
 
-    for (from = 0; from < a->keys; from += SD_BF16_KEYS) {
-
-        if (a->causal && from > first + queries - 1) {
-            break;
-        }
-
-        keys = sd_min(SD_BF16_KEYS, a->keys - from);
+    for (block = 0; block < a->kblocks; block++) {
+        from = block * SD_BF16_KEYS;
+        keys = sd_min(SD_BF16_KEYS, a->lk - from);
         padded = sd_align(keys, SD_BF16_K);
 
-        for (j = 0; j < keys; j += SD_PANEL) {
-            sd_bf16_gemm(a->amx, scores + j, SD_SCORES, q, a->dk,
-                         k + (size_t) (from + j) * a->dk, rows, a->dk, 0, NULL);
-        }
+        for (panel = 0; panel < queries; panel += SD_PANEL) {
+            count = sd_min(SD_PANEL, queries - panel);
 
-        for (i = 0; i < queries; i++) {
-            row = scores + i * SD_SCORES;
-            w = weights + i * SD_WEIGHTS;
-
-            valid = a->causal ? sd_min(keys, first + i + 1 - from) : keys;
-
-            if (valid <= 0) {
-                memset(w, 0, padded * sizeof(sd_bf16_t));
+            if (a->causal && from > first + panel + count - 1) {
                 continue;
             }
 
-            /* what is beyond the last key weighs nothing */
+            op = out + (size_t) panel * a->dk;
 
-            for (j = valid; j < sd_align(valid, SD_LANES); j++) {
-                row[j] = -INFINITY;
+            sd_bf16_gemm(a->amx, scores, SD_PANEL, k + (size_t) from * a->dk,
+                         a->dk, q + (size_t) panel * a->dk, padded, a->dk, 0,
+                         NULL);
+
+            if (a->causal && from + keys - 1 > first + panel) {
+                for (i = 0; i < keys; i++) {
+                    for (j = 0; j < SD_PANEL; j++) {
+                        if (from + i > first + panel + j) {
+                            scores[i * SD_PANEL + j] = -INFINITY;
+                        }
+                    }
+                }
             }
 
-            old = from ? maxima[i] : -INFINITY;
-            new = v_greatest(row, valid) * a->scale;
-            new = new > old ? new : old;
-            maxima[i] = new;
+            sd_bf16_attend_weights(scores, weights, keys, padded,
+                                   maxima + panel, sums + panel, op, a->dk,
+                                   a->scale, block == 0);
 
-            top = v_set(-new);
-            c = v_set(a->scale);
-            sum = v_set(0);
-
-            for (j = 0; j < valid; j += SD_LANES) {
-                s = v_exp2_negative(v_fma(v_load(row + j), c, top));
-                v_store_bf16(w + j, s);
-                sum = v_add(sum, s);
-            }
-
-            for ( /* void */ ; j < padded; j++) {
-                w[j] = 0;
-            }
-
-            dst = sums + i * SD_LANES;
-
-            if (from == 0) {
-                v_store(dst, sum);
-                continue;
-            }
-
-            v_storen(&factor, v_exp2_negative(v_set(old - new)), 1);
-
-            v_store(dst, v_fma(v_load(dst), v_set(factor), sum));
-
-            if (factor == 1.0f) {
-                continue;
-            }
-
-            for (j = 0; j < a->dk; j += SD_LANES) {
-                dst = out + (size_t) i * a->dk + j;
-                v_store(dst, v_mul(v_load(dst), v_set(factor)));
-            }
-        }
-
-        for (j = 0; j < a->dk; j += SD_PANEL) {
-            sd_bf16_gemm(a->amx, out + j, a->dk, weights, SD_WEIGHTS,
-                         v + (size_t) a->lk * j + (size_t) from * SD_PANEL,
-                         rows, padded, from != 0, NULL);
+            sd_bf16_gemm(a->amx, op, SD_PANEL,
+                         v + (size_t) block * a->dk * SD_BF16_KEYS,
+                         SD_BF16_KEYS, weights, a->dk, padded, block != 0,
+                         NULL);
         }
     }
 
     sd_bf16_leave(a->amx);
 
-    for (i = 0; i < queries; i++) {
-        dst = (float *) a->o.data
-              + ((size_t) n * a->q.w + first + i) * a->o.ld + head * a->d;
-        sum = v_set(v_sum(v_load(sums + i * SD_LANES)));
+    for (panel = 0; panel < queries; panel += SD_PANEL) {
+        op = out + (size_t) panel * a->dk;
 
-        for (j = 0; j < a->d; j += SD_LANES) {
-            v_storex(dst + j, v_div(v_load(out + (size_t) i * a->dk + j), sum),
-                     a->d - j);
+        for (i = 0; i < a->d; i++) {
+            for (j = 0; j < SD_PANEL; j += SD_LANES) {
+                o = op + i * SD_PANEL + j;
+                v_store(o, v_div(v_load(o), v_load(sums + panel + j)));
+            }
         }
+
+        v_transpose((float *) a->o.data
+                    + ((size_t) n * a->q.w + first + panel) * a->o.ld
+                    + head * a->d, a->o.ld, op, SD_PANEL, a->d,
+                    sd_min(SD_PANEL, queries - panel));
     }
 }

@@ -3,34 +3,38 @@
  * 2021): keys go by in blocks; a running maximum and sum of each query rescale
  * what has been added up.
  *
- * First keys and values are packed into panels, per sample and head: keys
- * transposed, [d][32 keys], values [keys][32 of d].  A task is then a block of
- * queries of one sample and head: scores of a block of keys by the tile
- * product, exp in place, and the tile product with the values.
+ * Everything lies on its side: a vector's lanes are queries.  So scores are
+ * keys by queries, a product of rows of keys with a panel of 32 queries, and
+ * they are themselves the panel that the transposed values are multiplied with.
+ * Heads of any width fill vectors, and maxima and sums need no lane of another.
+ *
+ * First keys are copied, and values transposed, per sample and head.  A task is
+ * then some panels of queries of one sample and head.
  *
  * Blocks of keys are always SD_KEYS long and in order, so sums do not depend on
  * anything but the shape.
  *
- * Floor: FMA units, and sixteen exps in about ten of their cycles.  Heads of 40
- * at 64x64 reach 0.67 of the FMA peak, heads of 80 0.73, of 512 0.76; what is
- * missing is mostly exp.
+ * Maxima are rounded to whole powers of two, which makes rescaling exact and
+ * rare, and saves operations in exp; see v_exp2_below().
+ *
+ * Floor: FMA units: for sixteen scores 2 d operations in the products and 13 in
+ * maximum and exp, so heads of 40 cannot pass 0.86 of the FMA peak, and of 24
+ * 0.79.  Reached, on one thread: heads of 24 0.7, of 40 0.75, of 80 0.8.
  */
 
 #include "isa.h"
 
 
 #define SD_QUERIES  96
-#define SD_KEYS     512
-#define SD_LD       (SD_KEYS + SD_LANES)    /* rows apart in the cache's sets */
+#define SD_KEYS     120         /* ten of AVX-512's tiles */
 
 
 typedef struct {
     sd_tensor_t      q, k, v, o;
     int              heads, d;
-    int              kpanels;       /* of keys */
-    int              dcolumns;      /* of values, padded */
     size_t           ksize, vsize;  /* floats a head */
-    float           *kpack, *vpack;
+    float           *kpack;         /* [keys][d] */
+    float           *vpack;         /* [kblocks][d][SD_KEYS] */
     float            scale;
     int              causal;
     sd_tables_t      kv;
@@ -41,22 +45,10 @@ typedef struct {
 } sd_attend_t;
 
 
-static int sd_attend_width(int columns);
 static void sd_attend_pack(void *data, int task, char *scratch);
 static void sd_attend_task(void *data, int task, char *scratch);
-
-
-/* of the next panel of values: 48 leaves no panel of 16 but the only one */
-
-static int
-sd_attend_width(int columns)
-{
-    if (columns == 48 || (columns % SD_PANEL && columns > SD_PANEL)) {
-        return 48;
-    }
-
-    return sd_min(columns, SD_PANEL);
-}
+static void sd_attend_weights(float *scores, int keys, int columns,
+    float *maxima, float *sums, float *out, int d, float scale, int first);
 
 
 /* a block of keys of one sample and head */
@@ -64,45 +56,106 @@ sd_attend_width(int columns)
 static void
 sd_attend_pack(void *data, int task, char *scratch)
 {
-    int           i, j, n, head, lk, from, last, columns, ld;
+    int           j, n, head, block, from, keys, ld;
     float        *dst;
     const float  *src;
     sd_attend_t  *a = data;
 
-    from = task % a->kblocks * SD_KEYS;
+    block = task % a->kblocks;
     task /= a->kblocks;
     n = task / a->heads;
     head = task % a->heads;
-    lk = a->lk;
-    last = sd_min(from + SD_KEYS, lk);
+    from = block * SD_KEYS;
+    keys = sd_min(SD_KEYS, a->lk - from);
 
     dst = a->kpack + task * a->ksize + (size_t) from * a->d;
     src = sd_cpu_keys(&a->k, &a->kv, a->k_at, n, from, &ld) + head * a->d;
 
-    for (j = from; j < sd_align(last, SD_PANEL); j++) {
-        for (i = 0; i < a->d; i++) {
-            dst[i * SD_PANEL] = j < last ? src[i] : 0;
-        }
-
-        src += j < last ? ld : 0;
-        dst += (j + 1) % SD_PANEL ? 1 : (a->d - 1) * SD_PANEL + 1;
+    for (j = 0; j < keys; j++) {
+        memcpy(dst, src, a->d * sizeof(float));
+        src += ld;
+        dst += a->d;
     }
 
-    for (i = 0; i < a->dcolumns; i += columns) {
-        columns = sd_attend_width(a->dcolumns - i);
+    src = sd_cpu_keys(&a->v, &a->kv, a->v_at, n, from, &ld) + head * a->d;
+    v_transpose(a->vpack + task * a->vsize + (size_t) block * a->d * SD_KEYS,
+                SD_KEYS, src, ld, keys, a->d);
+}
 
-        dst = a->vpack + task * a->vsize + (size_t) i * lk
-              + (size_t) from * columns;
-        src = sd_cpu_keys(&a->v, &a->kv, a->v_at, n, from, &ld)
-              + head * a->d + i;
 
-        for (j = from; j < last; j++) {
-            memset(dst, 0, columns * sizeof(float));
-            memcpy(dst, src, sd_min(columns, a->d - i) * sizeof(float));
+/* scores to weights, in place; [keys][columns], columns 16 or 32 */
 
-            src += ld;
-            dst += columns;
+static void
+sd_attend_weights(float *scores, int keys, int columns, float *maxima,
+    float *sums, float *out, int d, float scale, int first)
+{
+    int     i, j, moved;
+    v16     m, n, c, base, old, new, s, sum, other;
+    float  *p, factor[SD_LANES] __attribute__((aligned(64)));
+
+    c = v_set(scale);
+
+    for (i = 0; i < columns; i += SD_LANES) {
+        p = scores + i;
+        m = v_load(p);
+        n = m;
+
+        for (j = 1; j + 2 <= keys; j += 2) {
+            m = v_max(m, v_load(p + j * columns));
+            n = v_max(n, v_load(p + (j + 1) * columns));
         }
+
+        if (j < keys) {
+            m = v_max(m, v_load(p + j * columns));
+        }
+
+        /* in powers of two; the scale is positive */
+
+        new = v_round(v_mul(v_max(m, n), c));
+        sum = v_set(0);
+
+        if (!first) {
+            old = v_load(maxima + i);
+            new = v_max(new, old);
+
+            v_store(factor, v_power2(v_sub(old, new)));
+
+            for (moved = 0, j = 0; j < SD_LANES; j++) {
+                moved |= factor[j] != 1.0f;
+            }
+
+            s = v_load(factor);
+            sum = v_mul(v_load(sums + i), s);
+
+            for (j = 0; moved && j < d; j++) {
+                v_store(out + j * columns + i,
+                        v_mul(v_load(out + j * columns + i), s));
+            }
+        }
+
+        v_store(maxima + i, new);
+        base = v_exp2_base(new);
+        other = v_set(0);
+
+        for (j = 0; j + 2 <= keys; j += 2) {
+            s = v_exp2_below(v_load(p), c, base);
+            v_store(p, s);
+            sum = v_add(sum, s);
+
+            s = v_exp2_below(v_load(p + columns), c, base);
+            v_store(p + columns, s);
+            other = v_add(other, s);
+
+            p += 2 * columns;
+        }
+
+        if (j < keys) {
+            s = v_exp2_below(v_load(p), c, base);
+            v_store(p, s);
+            sum = v_add(sum, s);
+        }
+
+        v_store(sums + i, v_add(sum, other));
     }
 }
 
@@ -110,11 +163,10 @@ sd_attend_pack(void *data, int task, char *scratch)
 static void
 sd_attend_task(void *data, int task, char *scratch)
 {
-    int           i, j, n, head, first, queries, keys, from, valid, columns;
-    v16           s, sum, c, top;
-    float        *scores, *out, *row, *maxima, *sums, old, new, factor;
-    float        *dst;
-    const float  *q, *kp, *vp;
+    int           i, j, n, head, first, queries, block, from, keys, panel;
+    int           count, columns;
+    float        *scores, *maxima, *sums, *q, *out, *o, *qp, *op;
+    const float  *kp, *vp;
     sd_attend_t  *a = data;
 
     n = task / (a->heads * a->blocks);
@@ -123,110 +175,83 @@ sd_attend_task(void *data, int task, char *scratch)
     queries = sd_min(SD_QUERIES, a->q.w - first);
 
     scores = (float *) scratch;
-    maxima = scores + SD_QUERIES * SD_LD;
+    maxima = scores + SD_KEYS * SD_PANEL;
     sums = maxima + SD_QUERIES;
-    out = sums + SD_QUERIES * SD_LANES;
-
-    q = (float *) a->q.data + ((size_t) n * a->q.w + first) * a->q.ld
-        + head * a->d;
+    q = sums + SD_QUERIES;
+    out = q + (size_t) SD_QUERIES * a->d;
 
     kp = a->kpack + ((size_t) n * a->heads + head) * a->ksize;
     vp = a->vpack + ((size_t) n * a->heads + head) * a->vsize;
 
-    for (from = 0; from < a->lk; from += SD_KEYS) {
+    /* what a last panel lacks is of no consequence, but is a number */
 
-        if (a->causal && from > first + queries - 1) {
-            break;
-        }
+    if (queries % SD_LANES) {
+        memset(q, 0, (size_t) SD_QUERIES * a->d * sizeof(float));
+    }
 
+    for (panel = 0; panel < queries; panel += SD_PANEL) {
+        count = sd_min(SD_PANEL, queries - panel);
+        columns = sd_align(count, SD_LANES);
+
+        v_transpose(q + (size_t) panel * a->d, columns,
+                    (float *) a->q.data
+                    + ((size_t) n * a->q.w + first + panel) * a->q.ld
+                    + head * a->d, a->q.ld, count, a->d);
+    }
+
+    for (block = 0; block < a->kblocks; block++) {
+        from = block * SD_KEYS;
         keys = sd_min(SD_KEYS, a->lk - from);
 
-        for (j = 0; j < keys; j += SD_PANEL) {
-            sd_isa(sd_gemm)(scores + j, SD_LD, q, a->q.ld,
-                            kp + (size_t) (from + j) * a->d, SD_PANEL, queries,
-                            a->d, 0, NULL, 0);
-        }
+        for (panel = 0; panel < queries; panel += SD_PANEL) {
+            count = sd_min(SD_PANEL, queries - panel);
+            columns = sd_align(count, SD_LANES);
 
-        for (i = 0; i < queries; i++) {
-            row = scores + i * SD_LD;
-
-            valid = keys;
-
-            if (a->causal) {
-                valid = sd_min(keys, first + i + 1 - from);
-            }
-
-            if (valid <= 0) {
-                memset(row, 0, keys * sizeof(float));
+            if (a->causal && from > first + panel + count - 1) {
                 continue;
             }
 
-            /* what is beyond the last key weighs nothing */
+            qp = q + (size_t) panel * a->d;
+            op = out + (size_t) panel * a->d;
 
-            for (j = valid; j < sd_align(valid, SD_LANES); j++) {
-                row[j] = -INFINITY;
+            sd_isa(sd_gemm)(scores, columns, kp + (size_t) from * a->d, a->d,
+                            qp, columns, keys, a->d, 0, NULL, 0);
+
+            if (a->causal && from + keys - 1 > first + panel) {
+                for (i = 0; i < keys; i++) {
+                    for (j = 0; j < columns; j++) {
+                        if (from + i > first + panel + j) {
+                            scores[i * columns + j] = -INFINITY;
+                        }
+                    }
+                }
             }
 
-            /* in the scale of the exponents of two; the scale is positive */
+            sd_attend_weights(scores, keys, columns, maxima + panel,
+                              sums + panel, op, a->d, a->scale, block == 0);
 
-            old = from ? maxima[i] : -INFINITY;
-            new = v_greatest(row, valid) * a->scale;
-            new = new > old ? new : old;
-            maxima[i] = new;
-
-            top = v_set(-new);
-            c = v_set(a->scale);
-            sum = v_set(0);
-
-            for (j = 0; j < valid; j += SD_LANES) {
-                s = v_exp2_negative(v_fma(v_load(row + j), c, top));
-                v_store(row + j, s);
-                sum = v_add(sum, s);
-            }
-
-            for (j = sd_align(valid, SD_LANES); j < keys; j++) {
-                row[j] = 0;
-            }
-
-            dst = sums + i * SD_LANES;
-
-            if (from == 0) {
-                v_store(dst, sum);
-                continue;
-            }
-
-            v_storen(&factor, v_exp2_negative(v_set(old - new)), 1);
-
-            v_store(dst, v_fma(v_load(dst), v_set(factor), sum));
-
-            if (factor == 1.0f) {
-                continue;
-            }
-
-            for (j = 0; j < a->dcolumns; j += SD_LANES) {
-                dst = out + (size_t) i * a->dcolumns + j;
-                v_store(dst, v_mul(v_load(dst), v_set(factor)));
-            }
-        }
-
-        for (j = 0; j < a->dcolumns; j += columns) {
-            columns = sd_attend_width(a->dcolumns - j);
-
-            sd_isa(sd_gemm)(out + j, a->dcolumns, scores, SD_LD,
-                            vp + (size_t) a->lk * j + (size_t) from * columns,
-                            columns, queries, keys, from != 0, NULL, 0);
+            sd_isa(sd_gemm)(op, columns, vp + (size_t) block * a->d * SD_KEYS,
+                            SD_KEYS, scores, columns, a->d, keys, block != 0,
+                            NULL, 0);
         }
     }
 
-    for (i = 0; i < queries; i++) {
-        dst = (float *) a->o.data
-              + ((size_t) n * a->q.w + first + i) * a->o.ld + head * a->d;
+    for (panel = 0; panel < queries; panel += SD_PANEL) {
+        count = sd_min(SD_PANEL, queries - panel);
+        columns = sd_align(count, SD_LANES);
 
-        for (j = 0; j < a->d; j += SD_LANES) {
-            v_storex(dst + j, v_div(v_load(out + (size_t) i * a->dcolumns + j),
-                                    v_set(v_sum(v_load(sums + i * SD_LANES)))),
-                     a->d - j);
+        op = out + (size_t) panel * a->d;
+
+        for (j = 0; j < columns; j += SD_LANES) {
+            for (i = 0; i < a->d; i++) {
+                o = op + i * columns + j;
+                v_store(o, v_div(v_load(o), v_load(sums + panel + j)));
+            }
         }
+
+        v_transpose((float *) a->o.data
+                    + ((size_t) n * a->q.w + first + panel) * a->o.ld
+                    + head * a->d, a->o.ld, op, columns, a->d, count);
     }
 }
 
@@ -236,7 +261,7 @@ sd_isa(sd_attention)(sd_context_t *cx, sd_tensor_t o, const sd_attention_t *d)
 {
     size_t       heads;
     sd_attend_t  a;
-    sd_tensor_t  pack;
+    sd_tensor_t  kpack, vpack;
 
     memset(&a, 0, sizeof(sd_attend_t));
 
@@ -253,14 +278,12 @@ sd_isa(sd_attention)(sd_context_t *cx, sd_tensor_t o, const sd_attention_t *d)
     a.v_at = d->v_at;
     a.lk = d->kv.columns ? d->kv.rows : d->k.w;
 
-    a.kpanels = (a.lk + SD_PANEL - 1) / SD_PANEL;
-    a.dcolumns = sd_align(a.d, SD_LANES);
-    a.ksize = (size_t) a.kpanels * SD_PANEL * a.d;
-    a.vsize = (size_t) a.lk * a.dcolumns;
     a.blocks = (d->q.w + SD_QUERIES - 1) / SD_QUERIES;
     a.kblocks = (a.lk + SD_KEYS - 1) / SD_KEYS;
+    a.ksize = (size_t) a.lk * a.d;
+    a.vsize = (size_t) a.kblocks * SD_KEYS * a.d;
 
-    if (SD_QUERIES * (SD_LD + 1 + SD_LANES + (size_t) a.dcolumns)
+    if ((SD_KEYS * SD_PANEL + SD_QUERIES * (2 + 2 * (size_t) a.d))
         * sizeof(float) > SD_SCRATCH)
     {
         return sd_fail(cx->err, "attention: heads of %d are too wide", a.d);
@@ -268,23 +291,22 @@ sd_isa(sd_attention)(sd_context_t *cx, sd_tensor_t o, const sd_attention_t *d)
 
     heads = (size_t) d->q.n * d->heads;
 
-    pack = sd_alloc_type(cx, SD_F32, d->q.n, d->heads, a.kpanels * SD_PANEL,
-                         a.d + a.dcolumns);
+    kpack = sd_alloc_type(cx, SD_F32, d->q.n, d->heads, a.lk, a.d);
+    vpack = sd_alloc_type(cx, SD_F32, d->q.n, d->heads, a.kblocks * SD_KEYS,
+                          a.d);
 
-    if (cx->plan || cx->status != SD_OK) {
-        sd_free(cx, &pack);
-        return cx->status;
+    if (!cx->plan && cx->status == SD_OK) {
+        a.kpack = kpack.data;
+        a.vpack = vpack.data;
+
+        (void) (sd_pool_run(cx, sd_attend_pack, &a, (int) heads * a.kblocks)
+                == SD_OK
+                && sd_pool_run(cx, sd_attend_task, &a,
+                               d->q.n * a.heads * a.blocks) == SD_OK);
     }
 
-    a.kpack = pack.data;
-    a.vpack = a.kpack + heads * a.ksize;
-
-    (void) (sd_pool_run(cx, sd_attend_pack, &a, (int) heads * a.kblocks)
-            == SD_OK
-            && sd_pool_run(cx, sd_attend_task, &a,
-                           d->q.n * a.heads * a.blocks) == SD_OK);
-
-    sd_free(cx, &pack);
+    sd_free(cx, &vpack);
+    sd_free(cx, &kpack);
 
     return cx->status;
 }

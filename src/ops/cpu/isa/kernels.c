@@ -52,16 +52,16 @@ sd_peak(long n)
 const sd_kernels_t  sd_isa(sd_kernels) = {
 #if defined(SD_AVX512)
     "avx512",
-    "cpu-fp32-fma-1",
+    "cpu-fp32-fma-2",
 #elif defined(SD_AVX2)
     "avx2",
-    "cpu-fp32-fma-1",
+    "cpu-fp32-fma-2",
 #elif defined(__x86_64__)
     "baseline",
-    "cpu-fp32-sse2-1",
+    "cpu-fp32-sse2-2",
 #else
     "baseline",
-    "cpu-fp32-1",
+    "cpu-fp32-2",
 #endif
     sd_isa(sd_conv2d),
     sd_isa(sd_group_norm),
