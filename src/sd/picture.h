@@ -7,7 +7,8 @@
  * and values, time embeddings, initial noise), step (once for each step),
  * preview or state between steps, decode at the end.  A call that fails leaves
  * the picture fit for destroy alone, except SD_CANCELLED from a step, after
- * which sd_picture_state() still gives the state at the last step's end.
+ * which sd_picture_state() still gives the state at the last step's end.  Each
+ * call returns when its work is done, so the next one may use another context.
  */
 
 #ifndef SD_PICTURE_H

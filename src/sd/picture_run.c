@@ -173,7 +173,9 @@ sd_picture_begin(sd_picture_t *p, sd_context_t *cx, const atomic_int *cancel,
     sd_picture_tables(p, cx);
     sd_picture_start(p, cx);
 
-    return cx->status;
+    /* steps may be made in another context */
+
+    return sd_wait(cx);
 }
 
 
