@@ -51,6 +51,10 @@ int sd_picture_create(sd_picture_t **p, sd_model_t *m,
     const sd_params_t *params, sd_error_t *err);
 void sd_picture_destroy(sd_picture_t *p);
 
+/* before begin: m is the same model on another device; what is said of the
+ * numerics of a state that the picture goes on from is said anew */
+void sd_picture_move(sd_picture_t *p, sd_model_t *m);
+
 /* what the picture's own device memory takes: latents, K/V, time embeddings;
  * from begin to destroy */
 size_t sd_picture_memory(const sd_picture_t *p);
