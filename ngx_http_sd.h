@@ -59,7 +59,8 @@ typedef struct {
     ngx_msec_t                 heartbeat;
     ngx_int_t                  request_id;  /* index of $request_id */
 
-    ngx_uint_t                 device;
+    const char               **devices;     /* NULL: auto */
+    ngx_uint_t                 ndevices;
     ngx_int_t                  threads;
     ngx_int_t                  slots;
     ngx_int_t                  queue;

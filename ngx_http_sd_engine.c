@@ -48,10 +48,6 @@ static void ngx_http_sd_drain_handler(ngx_event_t *ev);
 static ngx_uint_t ngx_http_sd_alone(ngx_http_sd_engine_t *e);
 
 
-/* auto is the best that there is, which is one so far */
-
-static const char  *ngx_http_sd_devices[] = { "auto", "cpu" };
-
 /* the engine of this process, for exit_process */
 
 static ngx_http_sd_engine_t  *ngx_http_sd_running;
@@ -268,7 +264,8 @@ ngx_http_sd_start_engine(ngx_cycle_t *cycle, ngx_http_sd_main_conf_t *smcf)
 
     conf.listen = e->listen;
     ngx_memcpy(conf.cookie, e->cookie, SD_COOKIE_SIZE);
-    conf.device = ngx_http_sd_devices[smcf->device];
+    conf.devices = smcf->devices;
+    conf.ndevices = (int) smcf->ndevices;
     conf.threads = (int) smcf->threads;
     conf.models = smcf->models.elts;
     conf.nmodels = smcf->models.nelts;

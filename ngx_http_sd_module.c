@@ -42,6 +42,8 @@ static char *ngx_http_sd_set_handler(ngx_conf_t *cf, ngx_command_t *cmd,
     void *conf);
 static char *ngx_http_sd_set_model(ngx_conf_t *cf, ngx_command_t *cmd,
     void *conf);
+static char *ngx_http_sd_set_device(ngx_conf_t *cf, ngx_command_t *cmd,
+    void *conf);
 static char *ngx_http_sd_set_cors(ngx_conf_t *cf, ngx_command_t *cmd,
     void *conf);
 static char *ngx_http_sd_check_msec(ngx_conf_t *cf, void *post, void *data);
@@ -56,12 +58,6 @@ static ngx_conf_enum_t  ngx_http_sd_dialects[] = {
 static ngx_uint_t  ngx_http_sd_status = SD_DIALECT_STATUS;
 static ngx_uint_t  ngx_http_sd_ready = SD_DIALECT_READY;
 
-
-static ngx_conf_enum_t  ngx_http_sd_devices[] = {
-    { ngx_string("auto"), 0 },
-    { ngx_string("cpu"), 1 },
-    { ngx_null_string, 0 }
-};
 
 static ngx_conf_enum_t  ngx_http_sd_precisions[] = {
     { ngx_string("exact"), SD_PRECISION_EXACT },
@@ -150,11 +146,11 @@ static ngx_command_t  ngx_http_sd_commands[] = {
       &ngx_http_sd_precisions },
 
     { ngx_string("sd_device"),
-      NGX_HTTP_MAIN_CONF|NGX_CONF_TAKE1,
-      ngx_conf_set_enum_slot,
+      NGX_HTTP_MAIN_CONF|NGX_CONF_1MORE,
+      ngx_http_sd_set_device,
       NGX_HTTP_MAIN_CONF_OFFSET,
-      offsetof(ngx_http_sd_main_conf_t, device),
-      &ngx_http_sd_devices },
+      0,
+      NULL },
 
     { ngx_string("sd_threads"),
       NGX_HTTP_MAIN_CONF|NGX_CONF_TAKE1,
@@ -380,6 +376,8 @@ ngx_http_sd_create_main_conf(ngx_conf_t *cf)
      *
      *     smcf->handlers = 0;
      *     smcf->engine = NULL;
+     *     smcf->devices = NULL;
+     *     smcf->ndevices = 0;
      */
 
     if (ngx_array_init(&smcf->models, cf->pool, 4, sizeof(sd_model_conf_t))
@@ -392,7 +390,6 @@ ngx_http_sd_create_main_conf(ngx_conf_t *cf)
 
     smcf->heartbeat = NGX_HTTP_SD_HEARTBEAT;
 
-    smcf->device = NGX_CONF_UNSET_UINT;
     smcf->threads = NGX_CONF_UNSET;
     smcf->slots = NGX_CONF_UNSET;
     smcf->queue = NGX_CONF_UNSET;
@@ -407,9 +404,8 @@ ngx_http_sd_init_main_conf(ngx_conf_t *cf, void *conf)
 {
     ngx_http_sd_main_conf_t *smcf = conf;
 
-    ngx_conf_init_uint_value(smcf->device, 0);
     ngx_conf_init_value(smcf->threads, 0);
-    ngx_conf_init_value(smcf->slots, 4);
+    ngx_conf_init_value(smcf->slots, 0);
     ngx_conf_init_value(smcf->queue, 64);
     ngx_conf_init_msec_value(smcf->drain_timeout, 300000);
 
@@ -760,6 +756,43 @@ ngx_http_sd_set_model(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
     }
 
     *path = value[1];
+
+    return NGX_CONF_OK;
+}
+
+
+/* whether they are there is found out by who opens them: after fork() */
+
+static char *
+ngx_http_sd_set_device(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
+{
+    ngx_http_sd_main_conf_t *smcf = conf;
+
+    ngx_str_t   *value;
+    ngx_uint_t   i;
+    sd_error_t   err;
+
+    if (smcf->devices) {
+        return "is duplicate";
+    }
+
+    value = cf->args->elts;
+
+    smcf->ndevices = cf->args->nelts - 1;
+    smcf->devices = ngx_palloc(cf->pool, smcf->ndevices * sizeof(char *));
+
+    if (smcf->devices == NULL) {
+        return NGX_CONF_ERROR;
+    }
+
+    for (i = 0; i < smcf->ndevices; i++) {
+        smcf->devices[i] = (char *) value[i + 1].data;
+    }
+
+    if (sd_check_devices(smcf->devices, (int) smcf->ndevices, &err) != SD_OK) {
+        ngx_conf_log_error(NGX_LOG_EMERG, cf, 0, "%s", err.message);
+        return NGX_CONF_ERROR;
+    }
 
     return NGX_CONF_OK;
 }

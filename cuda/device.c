@@ -38,12 +38,41 @@ sd_cuda_done(sd_context_t *cx, cudaError_t rc, const char *what)
 /* devices */
 
 static int
+sd_cuda_devices(int *n, sd_error_t *err)
+{
+    int          version;
+    cudaError_t  rc;
+
+    *n = 0;
+
+    rc = cudaGetDeviceCount(n);
+
+    if (rc == cudaErrorInsufficientDriver) {
+
+        if (cudaDriverGetVersion(&version) != cudaSuccess || version == 0) {
+            return sd_fail(err, "cuda: there is no NVIDIA driver");
+        }
+
+        return sd_fail(err, "cuda: the driver is too old: it knows CUDA "
+                       "%d.%d, and %d.%d is needed", version / 1000,
+                       version % 1000 / 10, CUDART_VERSION / 1000,
+                       CUDART_VERSION % 1000 / 10);
+    }
+
+    if (rc == cudaErrorNoDevice || (rc == cudaSuccess && *n == 0)) {
+        return sd_fail(err, "cuda: there is no card");
+    }
+
+    return rc == cudaSuccess ? SD_OK : sd_cuda_fail(err, rc, "cards");
+}
+
+
+static int
 sd_cuda_open(sd_device_t *dev, int threads, const char *isa, sd_error_t *err)
 {
     char              *end;
     int                n;
     long               ordinal;
-    cudaError_t        rc;
     const char        *colon;
     sd_cuda_device_t  *d;
 
@@ -52,10 +81,8 @@ sd_cuda_open(sd_device_t *dev, int threads, const char *isa, sd_error_t *err)
                        dev->name);
     }
 
-    rc = cudaGetDeviceCount(&n);
-
-    if (rc != cudaSuccess) {
-        return sd_cuda_fail(err, rc, dev->name);
+    if (sd_cuda_devices(&n, err) != SD_OK) {
+        return SD_ERROR;
     }
 
     colon = strchr(dev->name, ':');
@@ -800,5 +827,6 @@ static const sd_ops_t  sd_ops_cuda = {
 
 __attribute__((visibility("default")))
 const sd_cuda_entry_t  sd_cuda_entry = {
-    SD_CUDA_ABI, sizeof(sd_context_t), sizeof(sd_ops_t), &sd_ops_cuda
+    SD_CUDA_ABI, sizeof(sd_context_t), sizeof(sd_ops_t), &sd_ops_cuda,
+    sd_cuda_devices
 };

@@ -86,6 +86,11 @@ END
 END
 
 
+accepted("sd_device $_", http => "sd_model %%MODEL%%;\n sd_device $_;\n")
+    for 'auto', 'cpu', 'cuda', 'cuda:0', 'cuda:7', 'cuda:0 cuda:1',
+        'cuda:3 cuda cuda:11';
+
+
 # directives
 
 refused('a dialect that there is not', qr/unknown dialect "openai"/,
@@ -132,7 +137,10 @@ for ([ 'sd_threads', 'many' ], [ 'sd_queue', '-1' ], [ 'sd_slots', '' ],
         http => "sd_model %%MODEL%%;\n $name \"$value\"; # here\n");
 }
 
-for ([ 'sd_device', 'tpu' ], [ 'sd_precision', 'int4' ],
+for ([ 'sd_device', 'tpu' ], [ 'sd_device', 'cuda:' ],
+     [ 'sd_device', 'cuda:x' ], [ 'sd_device', 'cuda:01' ],
+     [ 'sd_device', 'cuda:-1' ], [ 'sd_device', 'cuda:0 gpu' ],
+     [ 'sd_device', 'cpu:1' ], [ 'sd_precision', 'int4' ],
      [ 'sd_preview', 'jpeg' ], [ 'sd_latent', 'some' ],
      [ 'sd_get', 'yes' ], [ 'sd_pagination', '2' ],
      [ 'sd_intercept_errors', 'no' ],
@@ -143,6 +151,19 @@ for ([ 'sd_device', 'tpu' ], [ 'sd_precision', 'int4' ],
     refused("$name $value", qr/invalid value/,
         http => "sd_model %%MODEL%%;\n $name $value; # here\n");
 }
+
+for ([ 'cuda cuda:0', 'there already' ], [ 'cuda:1 cuda:1', 'there already' ],
+     [ 'auto cuda', 'stands alone' ], [ 'cuda cpu', 'stands alone' ])
+{
+    my ($value, $message) = @$_;
+
+    refused("sd_device $value", qr/$message/,
+        http => "sd_model %%MODEL%%;\n sd_device $value; # here\n");
+}
+
+refused('sd_device twice', qr/"sd_device" directive is duplicate/,
+    http => "sd_model %%MODEL%%;\n sd_device cpu;\n"
+            . " sd_device auto; # here\n");
 
 refused('sd_read_timeout 0', qr/must be greater than zero/,
     http => "sd_model %%MODEL%%;\n sd_read_timeout 0; # here\n");

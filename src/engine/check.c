@@ -1,5 +1,5 @@
 /*
- * The check of a model before anything is started.  It opens the files with
+ * The checks before anything is started.  That of a model opens the files with
  * the eyes of the user who will load them, so that what root can read and the
  * worker cannot is found by `nginx -t`, supplementary groups and access lists
  * included.
@@ -8,6 +8,7 @@
 #include <errno.h>
 #include <grp.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/fsuid.h>
 #include <unistd.h>
@@ -88,4 +89,64 @@ sd_check_model(const char *path, const sd_user_t *as, sd_error_t *err)
     sd_device_close(device);
 
     return rc;
+}
+
+
+/* the number of a card; -1: it names none */
+
+static int
+sd_check_card(const char *name)
+{
+    size_t  n;
+
+    if (strcmp(name, "cuda") == 0) {
+        return 0;
+    }
+
+    if (strncmp(name, "cuda:", 5) != 0) {
+        return -1;
+    }
+
+    name += 5;
+    n = strspn(name, "0123456789");
+
+    if (n == 0 || n > 3 || name[n] || (n > 1 && name[0] == '0')) {
+        return -1;
+    }
+
+    return atoi(name);
+}
+
+
+int
+sd_check_devices(const char *const *names, int n, sd_error_t *err)
+{
+    int  i, k, card;
+
+    for (i = 0; i < n; i++) {
+
+        if (strcmp(names[i], "auto") == 0 || strcmp(names[i], "cpu") == 0) {
+
+            if (n > 1) {
+                return sd_fail(err, "\"%s\" stands alone", names[i]);
+            }
+
+            continue;
+        }
+
+        card = sd_check_card(names[i]);
+
+        if (card == -1) {
+            return sd_fail(err, "invalid value \"%s\", must be \"auto\", "
+                           "\"cpu\", \"cuda\" or as \"cuda:1\"", names[i]);
+        }
+
+        for (k = 0; k < i; k++) {
+            if (sd_check_card(names[k]) == card) {
+                return sd_fail(err, "\"%s\" is there already", names[i]);
+            }
+        }
+    }
+
+    return SD_OK;
 }

@@ -1,6 +1,7 @@
 /*
- * What `nginx -t` and a reload check of a model: its files' headers and
- * configuration, in milliseconds, without a weight, a device or a thread.
+ * What `nginx -t` and a reload check: of a model its files' headers and
+ * configuration, in milliseconds, without a weight, a device or a thread; of
+ * devices their names, as another host may be the one that has them.
  */
 
 #ifndef SD_CHECK_H
@@ -22,6 +23,10 @@ typedef struct {
 /* as: NULL for the calling user.  For a single-threaded process: files are
  * opened under the other user's identity, which is put back after that */
 int sd_check_model(const char *path, const sd_user_t *as, sd_error_t *err);
+
+/* "auto", "cpu", or one or more of "cuda:N" without a repetition; "cuda" is
+ * "cuda:0" */
+int sd_check_devices(const char *const *names, int n, sd_error_t *err);
 
 
 #endif

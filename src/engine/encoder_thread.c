@@ -266,7 +266,6 @@ sd_encoder_info(sd_job_t *job, sd_error_t *err)
 
     info->model = job->model->model->name;
     info->fingerprint = job->model->model->fingerprint;
-    info->numerics = job->model->device->device->numerics;
     info->params = &job->params;
     info->info = pi;
     info->created = time(NULL);

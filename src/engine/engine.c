@@ -79,7 +79,7 @@ sd_engine_wake_io(sd_engine_t *e)
  * kernel cuts the mask to what the cgroup allows */
 
 int
-sd_engine_thread(pthread_t *t, void *(*main)(void *), sd_engine_t *e,
+sd_engine_thread(pthread_t *t, void *(*main)(void *), void *data,
     const char *name, int n, sd_error_t *err)
 {
     int             rc;
@@ -97,7 +97,7 @@ sd_engine_thread(pthread_t *t, void *(*main)(void *), sd_engine_t *e,
 
     /* inherited, so that there is no moment in which one could be taken */
     pthread_sigmask(SIG_SETMASK, &all, &old);
-    rc = pthread_create(t, &attr, main, e);
+    rc = pthread_create(t, &attr, main, data);
     pthread_sigmask(SIG_SETMASK, &old, NULL);
 
     pthread_attr_destroy(&attr);
@@ -156,39 +156,40 @@ sd_engine_start(sd_engine_t **ep, const sd_engine_conf_t *conf,
 static int
 sd_engine_init(sd_engine_t *e, const sd_engine_conf_t *conf, sd_error_t *err)
 {
+    int                  k;
+    char               **devices;
     size_t               i;
-    const char          *device;
     struct epoll_event   ev;
 
     e->conf = *conf;
     e->conf.models = NULL;
+    e->conf.devices = NULL;
+    e->conf.ndevices = 0;
 
-    e->conf.slots = conf->slots > 0 ? conf->slots : 1;
+    e->conf.slots = conf->slots < SD_MAX_SLOTS ? conf->slots : SD_MAX_SLOTS;
     e->conf.queue = conf->queue > 0 ? conf->queue : 0;
     e->conf.encoders = conf->encoders > 0 ? conf->encoders : 2;
     e->conf.heartbeat = conf->heartbeat > 0 ? conf->heartbeat : 15000;
 
-    /* the best that there is, which so far is the cpu */
-
-    device = conf->device;
-
-    if (device == NULL || strcmp(device, "auto") == 0) {
-        device = "cpu";
-    }
-
-    e->conf.device = strdup(device);
-
     e->nmodels = conf->nmodels;
     e->models = calloc(conf->nmodels + 1, sizeof(sd_engine_model_t));
-
-    /* one more: sd_queue_take_locked() fills it before it counts */
-    e->running = calloc(e->conf.slots + 1, sizeof(sd_run_t));
     e->encoders = calloc(e->conf.encoders, sizeof(pthread_t));
 
-    if (e->conf.device == NULL || e->models == NULL || e->running == NULL
-        || e->encoders == NULL)
-    {
+    devices = calloc(conf->ndevices + 1, sizeof(char *));
+    e->conf.devices = (const char *const *) devices;
+
+    if (e->models == NULL || e->encoders == NULL || devices == NULL) {
         return sd_fail(err, "no memory for the engine");
+    }
+
+    for (k = 0; k < conf->ndevices; k++) {
+        devices[k] = strdup(conf->devices[k]);
+
+        if (devices[k] == NULL) {
+            return sd_fail(err, "no memory for the engine");
+        }
+
+        e->conf.ndevices++;
     }
 
     for (i = 0; i < e->nmodels; i++) {
@@ -264,21 +265,36 @@ sd_engine_active(sd_engine_t *e)
 }
 
 
+static void
+sd_engine_cancel_locked(sd_engine_t *e, sd_cancel_t reason)
+{
+    int                  i, k;
+    sd_engine_device_t  *d;
+
+    for (k = 0; k < e->ndevices; k++) {
+        d = &e->devices[k];
+
+        for (i = 0; i < d->slots; i++) {
+            if (d->runs[i].job) {
+                sd_queue_cancel_locked(d->runs[i].job, reason);
+            }
+        }
+    }
+}
+
+
 /* those that wait are told at once, those that run within a step */
 
 void
 sd_engine_drain(sd_engine_t *e)
 {
-    int        i;
     sd_job_t  *job, *next;
 
     pthread_mutex_lock(&e->lock);
 
     e->draining = 1;
 
-    for (i = 0; i < e->nrunning; i++) {
-        sd_queue_cancel_locked(e->running[i].job, SD_CANCEL_DRAIN);
-    }
+    sd_engine_cancel_locked(e, SD_CANCEL_DRAIN);
 
     for (job = e->waiting; job; job = next) {
         next = job->next_waiting;
@@ -301,9 +317,7 @@ sd_engine_stop(sd_engine_t *e)
 
     pthread_mutex_lock(&e->lock);
 
-    for (i = 0; i < e->nrunning; i++) {
-        sd_queue_cancel_locked(e->running[i].job, SD_CANCEL_STOP);
-    }
+    sd_engine_cancel_locked(e, SD_CANCEL_STOP);
 
     pthread_cond_broadcast(&e->device_cond);
     pthread_cond_broadcast(&e->encoder_cond);
@@ -335,13 +349,16 @@ sd_engine_stop(sd_engine_t *e)
 static void
 sd_engine_free(sd_engine_t *e)
 {
-    int        i;
-    size_t     k;
+    int        i, k;
     sd_job_t  *job;
 
-    for (i = 0; i < e->nrunning; i++) {
-        sd_picture_destroy(e->running[i].picture);
-        sd_job_unref(e->running[i].job);
+    for (k = 0; k < e->ndevices; k++) {
+        for (i = 0; i < e->devices[k].slots; i++) {
+            if (e->devices[k].runs[i].job) {
+                sd_picture_destroy(e->devices[k].runs[i].picture);
+                sd_job_unref(e->devices[k].runs[i].job);
+            }
+        }
     }
 
     while ((job = e->waiting) != NULL) {
@@ -359,19 +376,7 @@ sd_engine_free(sd_engine_t *e)
         sd_job_unref(job);
     }
 
-    for (k = 0; e->models && k < e->nmodels; k++) {
-        sd_model_close(e->models[k].model);
-    }
-
-    for (k = 0; k < sizeof(e->devices) / sizeof(e->devices[0]); k++) {
-        if (e->devices[k].arena) {
-            sd_context_free(&e->devices[k].context);
-        }
-
-        if (e->devices[k].device) {
-            sd_device_close(e->devices[k].device);
-        }
-    }
+    sd_devices_free(e);
 
     if (e->event != -1) {
         close(e->event);
@@ -385,8 +390,11 @@ sd_engine_free(sd_engine_t *e)
     pthread_cond_destroy(&e->encoder_cond);
     pthread_mutex_destroy(&e->lock);
 
-    free((char *) e->conf.device);
-    free(e->running);
+    for (k = 0; k < e->conf.ndevices; k++) {
+        free((char *) e->conf.devices[k]);
+    }
+
+    free((void *) e->conf.devices);
     free(e->encoders);
     free(e->models);
     free(e);

@@ -3,10 +3,11 @@
  * threads of its own, needs nothing of nginx, and is driven by these few calls
  * from the one process that elected itself to run it.
  *
- * Threads: one I/O thread owns all sockets; one device thread owns the device
- * and steps the running pictures in turn; encoder threads own JPEG, PNG and
- * base64.  All with every signal blocked, 8 MB stacks, names "sd-io",
- * "sd-cpu0", "sd-enc0", and the process's full cpu affinity.
+ * Threads: one I/O thread owns all sockets; each device has a thread that owns
+ * it and steps the running pictures in turn, and a card has another one for
+ * what is beside the steps; encoder threads own JPEG, PNG and base64.  All with
+ * every signal blocked, 8 MB stacks, names "sd-io", "sd-cpu0" or "sd-cuda0",
+ * "sd-side0", "sd-enc0", and the process's full cpu affinity.
  */
 
 #ifndef SD_ENGINE_H
@@ -42,12 +43,15 @@ typedef struct {
     int                      listen;        /* listening, non-blocking; stays
                                                the caller's */
     uint8_t                  cookie[SD_COOKIE_SIZE];
-    const char              *device;        /* "cpu", "auto" */
+    const char *const       *devices;       /* "cpu", "cuda:0" ...; NULL, or
+                                               "auto": all cards, or the cpu */
+    int                      ndevices;
     int                      threads;       /* 0: all that we may use */
     const sd_model_conf_t   *models;
     size_t                   nmodels;
     int                      queue;         /* jobs that may wait */
-    int                      slots;         /* pictures that run at a time */
+    int                      slots;         /* pictures that run at a time on
+                                               a device; 0: 4, on a card 8 */
     int                      encoders;      /* threads; 0: one or two */
     int                      heartbeat;     /* ms, 15000 */
 
@@ -62,8 +66,10 @@ typedef struct sd_engine_s  sd_engine_t;
 
 
 /*
- * returns at once; models are loaded, and the warm-up picture made, on the
- * device thread, while requests wait.  Must be called after fork().
+ * returns at once; devices are opened, models loaded, and warm-up pictures
+ * made, by the devices' threads, while requests wait.  Must be called after
+ * fork(): CUDA's libraries are loaded only then, and only where they are asked
+ * for.
  */
 int sd_engine_start(sd_engine_t **e, const sd_engine_conf_t *conf,
     sd_error_t *err);

@@ -13,8 +13,11 @@
  *                     job's events keep their order: parses its request, queues
  *                     it, later turns its events into frames, which it leaves
  *                     in the job's outbox.
- *   device_thread.c   loads the models, takes pictures from the queue, steps
- *                     them in turn, and mails what happens.
+ *   device.c          what a device has: models, memory, batches.  One thread
+ *                     opens all of them.
+ *   device_thread.c   a device's threads: loads its models, takes pictures from
+ *                     the queue, steps them in turn.
+ *   run.c             what is done with a picture in its turn, and mailed.
  *   queue.c           the jobs that wait, and cancellation.
  *   job.c             a job, its mailbox and its outbox.
  *   status.c          what the engine tells about itself.
@@ -22,7 +25,7 @@
  * Mail flows device -> encoders -> I/O and never waits: whoever is slow finds a
  * newer preview in place of the one it had not yet come to.
  *
- * A job is one request and one response; a run is one of its pictures on the
+ * A job is one request and one response; a run is one of its pictures on a
  * device.  A job lives as long as someone refers to it: its connection, the
  * queue, its runs, its mail, the wake list.
  */
@@ -34,15 +37,20 @@
 #include <stdatomic.h>
 
 #include "../http/http.h"
+#include "../sd/batch.h"
 #include "../sd/model.h"
 #include "../sd/picture.h"
 #include "engine.h"
 
 
-typedef struct sd_job_s    sd_job_t;
-typedef struct sd_conn_s   sd_conn_t;
-typedef struct sd_mail_s   sd_mail_t;
-typedef struct sd_chunk_s  sd_chunk_t;
+#define SD_MAX_SLOTS  64
+
+
+typedef struct sd_job_s            sd_job_t;
+typedef struct sd_conn_s           sd_conn_t;
+typedef struct sd_mail_s           sd_mail_t;
+typedef struct sd_chunk_s          sd_chunk_t;
+typedef struct sd_engine_device_s  sd_engine_device_t;
 
 
 /* why a job should end; in job->cancelled, which the operations look at too */
@@ -70,7 +78,7 @@ typedef enum {
 extern const char  *sd_result_names[SD_RESULTS];
 
 
-/* models and devices: made by the device thread; what others read is "lock" */
+/* models and devices: what others than the device's threads read is "lock" */
 
 typedef enum {
     SD_MODEL_WAITING,           /* for its turn to be opened and loaded */
@@ -80,43 +88,105 @@ typedef enum {
 } sd_model_state_t;
 
 typedef struct {
-    sd_device_t    *device;
-    sd_context_t    context;
-    size_t          arena;      /* bytes; 0: no context yet */
-} sd_engine_device_t;
-
-typedef struct {
     char                 path[4096];
     sd_precision_t       precision;
 
-    sd_model_t          *model;         /* set before the I/O thread accepts */
-    sd_engine_device_t  *device;
+    sd_model_t          *model;         /* on the first device that has it: set
+                                           before the I/O thread accepts */
 
-    sd_model_state_t     state;         /* lock */
-    sd_error_t           error;         /* lock; where it has failed */
+    sd_model_state_t     state;         /* lock; of the device that is ahead */
+    sd_error_t           error;         /* lock; where it has failed on all */
     uint32_t             load_time;     /* lock; ms */
-    double               step_time;     /* lock; ms, an average that forgets */
+    double               step_time;     /* lock; ms of a device for a step of a
+                                           picture, an average that forgets */
 } sd_engine_model_t;
 
 
-/* a picture on the device: device thread; the array is "lock" */
+/* a device in one precision, and memory to work in */
+
+typedef struct {
+    sd_device_t    *device;             /* NULL: not opened */
+    int             failed;
+    sd_error_t      error;
+    sd_context_t    steps;              /* step thread */
+    size_t          steps_size;         /* of its arena; 0: no context yet */
+    sd_context_t    side;               /* side thread, where there is one */
+    size_t          side_size;
+} sd_engine_unit_t;
+
+
+/* a model on a device */
+
+typedef struct {
+    sd_model_t          *model;         /* NULL: it could not be opened */
+    sd_engine_unit_t    *unit;
+    sd_batch_t          *batch;         /* step thread; NULL: none yet */
+
+    int                  width, height; /* the last ones that were planned for,
+                                           by whom pictures begin */
+    size_t               steps_size, side_size;
+
+    sd_model_state_t     state;         /* lock */
+    sd_error_t           error;         /* lock */
+} sd_engine_copy_t;
+
+
+/*
+ * A picture on a device.  Its phase says whose it is: the step thread's in
+ * SD_RUN_STEP, the side thread's in all others; where there is no side thread
+ * everything is the step thread's.  Who has it changes the phase, as the last
+ * thing, and does not look back.
+ */
 
 typedef enum {
     SD_RUN_BEGIN,
     SD_RUN_STEP,
+    SD_RUN_PREVIEW,             /* one to be decoded */
     SD_RUN_FINISH
 } sd_phase_t;
 
 typedef struct {
-    sd_job_t       *job;
-    sd_picture_t   *picture;
-    int             image;
-    sd_phase_t      phase;
-    int             first;              /* the step that it began at */
-    int             step, steps;
-    uint64_t        seed;
-    int             previews;           /* made so far */
+    sd_job_t            *job;           /* lock; NULL: a free slot */
+    sd_phase_t           phase;         /* lock */
+    uint64_t             turn;          /* lock; lower ones come first */
+    int                  step, steps;   /* lock */
+
+    sd_engine_copy_t    *copy;
+    sd_picture_t        *picture;
+    int                  image;
+    int                  width, height;
+    size_t               steps_size;    /* of arenas that it needs */
+    size_t               side_size;
+    int                  first;         /* the step that it began at */
+    uint64_t             seed;
+    int                  previews;      /* made so far */
+    double               ms;            /* of this step so far */
+    unsigned             preview:1;     /* due at this step */
+    unsigned             latent:1;
+    unsigned             page:1;        /* and that is the end of it */
 } sd_run_t;
+
+
+struct sd_engine_device_s {
+    sd_engine_t             *engine;
+    int                      index;
+    char                     name[64];
+    sd_engine_unit_t         units[2];      /* by sd_precision_t */
+    sd_engine_copy_t        *copies;        /* [nmodels] */
+    int                      has_side;      /* prompts and pictures are the
+                                               side thread's */
+    int                      slots;
+
+    pthread_t                thread;
+    pthread_t                side;
+    int                      nthread;       /* thread was started */
+
+    /* lock */
+    sd_model_state_t         state;
+    sd_run_t                *runs;          /* [slots] */
+    int                      nrunning;
+    uint64_t                 turns;
+};
 
 
 /* an event on its way to an encoder, with what it points to */
@@ -168,6 +238,7 @@ struct sd_job_s {
     sd_conn_t               *conn;
 
     /* lock */
+    sd_error_t               error;         /* why it has failed */
     sd_job_t                *next_waiting;
     sd_job_t                *next_ready;
     sd_job_t                *next_wake;
@@ -192,11 +263,12 @@ struct sd_engine_s {
     sd_engine_conf_t         conf;
     sd_engine_model_t       *models;
     size_t                   nmodels;
-    sd_engine_device_t       devices[2];    /* by sd_precision_t */
+    sd_engine_device_t      *devices;       /* lock, until all are opened */
+    int                      ndevices, adevices;
     int64_t                  started;       /* sd_engine_now() */
 
     pthread_t                io;
-    pthread_t                device;
+    pthread_t                device;        /* opens all; the first one's */
     pthread_t               *encoders;
     int                      nio, ndevice, nencoders;   /* that run */
 
@@ -212,15 +284,13 @@ struct sd_engine_s {
     int                      event;         /* eventfd: wakes the I/O thread */
 
     pthread_mutex_t          lock;
-    pthread_cond_t           device_cond;   /* work for the device thread */
+    pthread_cond_t           device_cond;   /* work for a device's threads */
     pthread_cond_t           encoder_cond;  /* ... for an encoder */
 
     /* lock */
     int                      opened;        /* all models; accept may begin */
     int                      quitting;
     int                      draining;
-    sd_run_t                *running;       /* [conf.slots] */
-    int                      nrunning;
     sd_job_t                *waiting, **last_waiting;
     int                      nwaiting;
     sd_job_t                *ready, **last_ready;       /* with mail */
@@ -237,13 +307,50 @@ struct sd_engine_s {
 int64_t sd_engine_now(void);                /* ms, monotonic */
 void sd_engine_log(sd_engine_t *e, sd_log_level_t level, const char *fmt, ...)
     __attribute__((format(printf, 3, 4)));
-int sd_engine_thread(pthread_t *t, void *(*main)(void *), sd_engine_t *e,
+int sd_engine_thread(pthread_t *t, void *(*main)(void *), void *data,
     const char *name, int n, sd_error_t *err);
 void sd_engine_wake_io(sd_engine_t *e);
 
 void *sd_io_thread(void *data);
 void *sd_encoder_thread(void *data);
-void *sd_device_thread(void *data);
+void *sd_device_thread(void *data);         /* the first one */
+
+
+/* device.c */
+
+/* all devices, and all models on each, from configurations and headers */
+void sd_devices_open(sd_engine_t *e);
+void sd_devices_free(sd_engine_t *e);       /* no thread is left */
+/* the models, one after the other, until they are ready; the step thread */
+void sd_device_load(sd_engine_device_t *d);
+/* none of its models will be ready */
+void sd_device_failed(sd_engine_device_t *d, sd_error_t *err);
+
+/* the arenas' sizes for a picture */
+int sd_copy_plan(sd_engine_device_t *d, sd_engine_copy_t *copy, int width,
+    int height, size_t *steps, size_t *side, sd_error_t *err);
+/* contexts whose arenas have these sizes, at least: for steps, with a batch,
+ * and for all else */
+int sd_copy_steps(sd_engine_device_t *d, sd_engine_copy_t *copy, size_t size,
+    sd_error_t *err);
+sd_context_t *sd_copy_side(sd_engine_device_t *d, sd_engine_copy_t *copy,
+    size_t size, sd_error_t *err);
+int sd_copy_pictures(sd_engine_device_t *d, const sd_engine_copy_t *copy);
+
+
+/* run.c: what is done in a turn; SD_ERROR is for sd_run_fail() */
+
+int sd_run_begin(sd_engine_device_t *d, sd_run_t *run, sd_error_t *err);
+/* one row of each, of one copy and one size */
+int sd_run_step(sd_engine_device_t *d, sd_run_t **runs, int n,
+    sd_error_t *err);
+int sd_run_preview(sd_engine_device_t *d, sd_run_t *run, sd_error_t *err);
+int sd_run_finish(sd_engine_device_t *d, sd_run_t *run, sd_error_t *err);
+
+/* the job fails, which ends this run, and others when their owners see it */
+void sd_run_fail(sd_engine_device_t *d, sd_run_t *run, const sd_error_t *err);
+/* of a job that was cancelled */
+void sd_run_cancelled(sd_engine_device_t *d, sd_run_t *run);
 
 
 /* job.c: functions with "locked" are called with the lock held */
@@ -282,11 +389,15 @@ void sd_job_report_locked(sd_job_t *job, sd_buf_t *out);
 int sd_queue_add(sd_job_t *job, sd_error_t *err);
 void sd_queue_cancel(sd_job_t *job, sd_cancel_t reason);
 void sd_queue_cancel_locked(sd_job_t *job, sd_cancel_t reason);
-/* the next picture to run, or 0; the run holds a reference */
-int sd_queue_take_locked(sd_engine_t *e, sd_run_t *run);
+/* the next picture for this device into one of its slots, or 0; the run holds a
+ * reference */
+int sd_queue_take_locked(sd_engine_device_t *d);
 /* jobs of a model that could not be loaded */
 void sd_queue_fail(sd_engine_t *e, sd_engine_model_t *m);
 int sd_queue_position_locked(const sd_job_t *job);
+int sd_queue_running_locked(const sd_engine_t *e);
+/* slots of all devices that have not failed */
+int sd_queue_slots_locked(const sd_engine_t *e);
 /* seconds until the queue should have room again */
 int sd_queue_retry_after(sd_engine_t *e);
 /* what a job that is cancelled for this reason is told */

@@ -1,5 +1,5 @@
 /*
- * The jobs that wait for the device, first come, first served, and how a job is
+ * The jobs that wait for a device, first come, first served, and how a job is
  * cancelled wherever it is.  All of it under the engine's lock.
  */
 
@@ -11,21 +11,60 @@
 #define SD_MAX_RETRY_AFTER  3600
 
 
-/* work ahead: steps of all pictures that run or wait, in ms */
+int
+sd_queue_running_locked(const sd_engine_t *e)
+{
+    int  k, n;
+
+    for (k = 0, n = 0; k < e->ndevices; k++) {
+        n += e->devices[k].nrunning;
+    }
+
+    return n;
+}
+
+
+int
+sd_queue_slots_locked(const sd_engine_t *e)
+{
+    int  k, n;
+
+    for (k = 0, n = 0; k < e->ndevices; k++) {
+        if (e->devices[k].state != SD_MODEL_FAILED) {
+            n += e->devices[k].slots;
+        }
+    }
+
+    return n;
+}
+
+
+/* work ahead: steps of all pictures that run or wait, in ms of all devices */
 
 static double
 sd_queue_work_locked(sd_engine_t *e)
 {
-    int        i;
-    double     ms;
-    sd_job_t  *job;
-    sd_run_t  *run;
+    int                  i, k, devices;
+    double               ms;
+    sd_job_t            *job;
+    sd_run_t            *run;
+    sd_engine_device_t  *d;
 
     ms = 0;
+    devices = 0;
 
-    for (i = 0; i < e->nrunning; i++) {
-        run = &e->running[i];
-        ms += (run->steps - run->step + 1) * run->job->model->step_time;
+    for (k = 0; k < e->ndevices; k++) {
+        d = &e->devices[k];
+        devices += d->state == SD_MODEL_READY;
+
+        for (i = 0; i < d->slots; i++) {
+            run = &d->runs[i];
+
+            if (run->job) {
+                ms += (run->steps - run->step + 1)
+                      * run->job->model->step_time;
+            }
+        }
     }
 
     for (job = e->waiting; job; job = job->next_waiting) {
@@ -33,7 +72,7 @@ sd_queue_work_locked(sd_engine_t *e)
               * (job->report.steps + 1) * job->model->step_time;
     }
 
-    return ms;
+    return devices ? ms / devices : ms;
 }
 
 
@@ -50,7 +89,7 @@ sd_queue_retry_after(sd_engine_t *e)
 
     pthread_mutex_lock(&e->lock);
 
-    n = e->nrunning + e->nwaiting;
+    n = sd_queue_running_locked(e) + e->nwaiting;
     ms = sd_queue_work_locked(e) / (n ? n : 1);
 
     pthread_mutex_unlock(&e->lock);
@@ -116,7 +155,7 @@ sd_queue_add(sd_job_t *job, sd_error_t *err)
     pthread_mutex_lock(&e->lock);
 
     reason = atomic_load(&job->cancelled);
-    free = e->conf.slots - e->nrunning;
+    free = sd_queue_slots_locked(e) - sd_queue_running_locked(e);
 
     if (reason) {
         sd_cancel_error(err, reason);
@@ -159,7 +198,7 @@ sd_queue_add(sd_job_t *job, sd_error_t *err)
             mail = NULL;
         }
 
-        pthread_cond_signal(&e->device_cond);
+        pthread_cond_broadcast(&e->device_cond);
     }
 
     pthread_mutex_unlock(&e->lock);
@@ -170,23 +209,72 @@ sd_queue_add(sd_job_t *job, sd_error_t *err)
 }
 
 
-int
-sd_queue_take_locked(sd_engine_t *e, sd_run_t *run)
+static int
+sd_queue_has_model(const sd_engine_device_t *d, const sd_job_t *job)
 {
-    sd_job_t  *job;
+    return d->copies[job->model - d->engine->models].state == SD_MODEL_READY;
+}
 
-    job = e->waiting;
 
-    if (job == NULL || e->nrunning == e->conf.slots) {
+/* another device has more room for it, and takes it before its next turn */
+
+static int
+sd_queue_better_locked(const sd_engine_device_t *d, const sd_job_t *job)
+{
+    int                        k;
+    const sd_engine_device_t  *o;
+
+    for (k = 0; k < d->engine->ndevices; k++) {
+        o = &d->engine->devices[k];
+
+        if (o->state == SD_MODEL_READY && sd_queue_has_model(o, job)
+            && o->slots - o->nrunning > d->slots - d->nrunning)
+        {
+            return 1;
+        }
+    }
+
+    return 0;
+}
+
+
+int
+sd_queue_take_locked(sd_engine_device_t *d)
+{
+    sd_job_t     *job;
+    sd_run_t     *run;
+    sd_engine_t  *e;
+
+    if (d->nrunning == d->slots) {
         return 0;
     }
 
-    memset(run, 0, sizeof(sd_run_t));
+    e = d->engine;
+
+    for (job = e->waiting; job; job = job->next_waiting) {
+        if (sd_queue_has_model(d, job) && !sd_queue_better_locked(d, job)) {
+            break;
+        }
+    }
+
+    if (job == NULL) {
+        return 0;
+    }
+
+    for (run = d->runs; run->job; run++) { /* void */ }
 
     run->job = job;
+    run->copy = &d->copies[job->model - e->models];
     run->image = job->next_image++;
     run->phase = SD_RUN_BEGIN;
     run->steps = job->report.steps;
+    run->turn = ++d->turns;
+
+    d->nrunning++;
+
+    /* the next one may be for a device that has more room now, or for the
+     * thread that it begins with */
+    pthread_cond_broadcast(&e->device_cond);
 
     if (run->image == 0) {
         run->picture = job->picture;
@@ -234,7 +322,7 @@ sd_cancel_error(sd_error_t *err, sd_cancel_t reason)
 
 
 /*
- * A job that has runs is ended by the device thread, within a step: the
+ * A job that has runs is ended by those who have them, within a step: the
  * operations look at job->cancelled.  One that merely waits ends here.
  */
 

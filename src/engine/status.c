@@ -26,6 +26,36 @@ sd_status_string(sd_buf_t *out, const char *key, const char *s)
 
 
 static void
+sd_status_device_locked(sd_buf_t *out, const sd_engine_device_t *d)
+{
+    const sd_device_t       *device;
+    const sd_engine_unit_t  *u;
+
+    u = &d->units[d->units[SD_PRECISION_EXACT].device ? SD_PRECISION_EXACT
+                                                      : SD_PRECISION_BF16];
+    device = u->device;
+
+    sd_buf_puts(out, "{");
+    sd_status_string(out, "name", d->name);
+    sd_status_string(out, "state", sd_model_states[d->state]);
+
+    if (device) {
+        sd_status_string(out, "isa", device->isa);
+        sd_status_string(out, "numerics", device->numerics);
+
+    } else {
+        u = &d->units[d->units[SD_PRECISION_EXACT].failed ? SD_PRECISION_EXACT
+                                                        : SD_PRECISION_BF16];
+        sd_format_error(out, &u->error);
+        sd_buf_puts(out, ",");
+    }
+
+    sd_buf_printf(out, "\"threads\":%d,\"slots\":%d,\"running\":%d}",
+                  device ? device->threads : 0, d->slots, d->nrunning);
+}
+
+
+static void
 sd_status_model_locked(sd_buf_t *out, const sd_engine_model_t *m)
 {
     sd_model_t  *model;
@@ -39,11 +69,8 @@ sd_status_model_locked(sd_buf_t *out, const sd_engine_model_t *m)
     sd_status_string(out, "precision", m->precision == SD_PRECISION_BF16
                                        ? "bf16" : "exact");
 
-    if (m->device && m->device->device) {
-        sd_status_string(out, "numerics", m->device->device->numerics);
-    }
-
     if (model) {
+        sd_status_string(out, "numerics", model->device->numerics);
         sd_status_string(out, "fingerprint", model->fingerprint);
 
         sd_buf_printf(out, "\"width\":%d,\"height\":%d,"
@@ -68,13 +95,10 @@ sd_status_model_locked(sd_buf_t *out, const sd_engine_model_t *m)
 int
 sd_engine_status(sd_engine_t *e, sd_buf_t *out)
 {
-    int                  i;
-    size_t               k;
-    const sd_device_t   *d;
+    int     i;
+    size_t  k;
 
     pthread_mutex_lock(&e->lock);
-
-    d = e->devices[0].device ? e->devices[0].device : e->devices[1].device;
 
     sd_buf_printf(out, "{\"version\":\"%s\",\"pid\":%d,\"uptime\":%.1f,"
                   "\"status\":\"%s\",",
@@ -83,14 +107,17 @@ sd_engine_status(sd_engine_t *e, sd_buf_t *out)
                   e->draining ? "draining" : e->quitting ? "quitting"
                                                          : "running");
 
-    sd_status_string(out, "device", d ? d->name : e->conf.device);
-    sd_status_string(out, "isa", d ? d->isa : "");
-    sd_status_string(out, "numerics", d ? d->numerics : "");
+    sd_buf_puts(out, "\"devices\":[");
 
-    sd_buf_printf(out, "\"threads\":%d,\"slots\":%d,\"running\":%d,"
+    for (i = 0; i < e->ndevices; i++) {
+        sd_buf_puts(out, i ? "," : "");
+        sd_status_device_locked(out, &e->devices[i]);
+    }
+
+    sd_buf_printf(out, "],\"slots\":%d,\"running\":%d,"
                   "\"queue\":{\"waiting\":%d,\"limit\":%d},"
                   "\"connections\":%d,\"requests\":{",
-                  d ? d->threads : 0, e->conf.slots, e->nrunning,
+                  sd_queue_slots_locked(e), sd_queue_running_locked(e),
                   e->nwaiting, e->conf.queue, atomic_load(&e->active));
 
     for (i = SD_RESULT_OK; i < SD_RESULTS; i++) {

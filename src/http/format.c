@@ -167,7 +167,7 @@ sd_format_start(sd_buf_t *out, const sd_job_info_t *job, const sd_event_t *ev)
     sd_buf_printf(out, "\",\"fingerprint\":\"%s\",\"numerics\":\"%s\","
                   "\"resumed\":%s,\"inexact\":%s,\"branched\":%s,"
                   "\"warnings\":",
-                  job->fingerprint, job->numerics,
+                  job->fingerprint, ev->numerics,
                   i->resumed ? "true" : "false",
                   i->inexact ? "true" : "false",
                   i->branched ? "true" : "false");

@@ -87,6 +87,7 @@ typedef struct {
     size_t              latent_size;
 
     sd_picture_info_t   info;           /* START alone */
+    const char         *numerics;       /* ... of the device that runs it */
     sd_error_t          error;          /* ERROR, HANDOFF */
 } sd_event_t;
 
@@ -98,7 +99,6 @@ typedef struct {
     char                     boundary[33];  /* random, of hex digits */
     const char              *model;
     const char              *fingerprint;
-    const char              *numerics;
     const sd_job_params_t   *params;
     sd_picture_info_t        info;          /* of image 0, as created */
     int64_t                  created;       /* Unix time */

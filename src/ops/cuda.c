@@ -14,9 +14,9 @@
 
 
 static struct {
-    pthread_once_t    once;
-    const sd_ops_t   *ops;
-    sd_error_t        err;
+    pthread_once_t           once;
+    const sd_cuda_entry_t   *entry;
+    sd_error_t               err;
 } sd_cuda = { PTHREAD_ONCE_INIT, NULL, { 0 } };
 
 
@@ -59,23 +59,42 @@ sd_cuda_open(void)
         return;
     }
 
-    sd_cuda.ops = entry->table;
+    sd_cuda.entry = entry;
+}
+
+
+static int
+sd_cuda_loaded(sd_error_t *err)
+{
+    pthread_once(&sd_cuda.once, sd_cuda_open);
+
+    if (sd_cuda.entry == NULL) {
+        *err = sd_cuda.err;
+        return SD_ERROR;
+    }
+
+    return SD_OK;
 }
 
 
 int
 sd_cuda_load(const sd_ops_t **ops, sd_error_t *err)
 {
-    pthread_once(&sd_cuda.once, sd_cuda_open);
-
-    if (sd_cuda.ops == NULL) {
-        *err = sd_cuda.err;
+    if (sd_cuda_loaded(err) != SD_OK) {
         return SD_ERROR;
     }
 
-    *ops = sd_cuda.ops;
+    *ops = sd_cuda.entry->table;
 
     return SD_OK;
+}
+
+
+int
+sd_cuda_cards(int *n, sd_error_t *err)
+{
+    return sd_cuda_loaded(err) == SD_OK ? sd_cuda.entry->cards(n, err)
+                                        : SD_ERROR;
 }
 
 

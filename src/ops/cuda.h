@@ -13,12 +13,13 @@
 
 
 /* bumped with ops.h: a sd_cuda.so of another build is refused */
-#define SD_CUDA_ABI  1
+#define SD_CUDA_ABI  2
 
 typedef struct {
     int              abi;
     size_t           context, ops;      /* sizeof, as a second look */
     const sd_ops_t  *table;
+    int            (*cards)(int *n, sd_error_t *err);
 } sd_cuda_entry_t;
 
 #define SD_CUDA_ENTRY  "sd_cuda_entry"
@@ -27,6 +28,10 @@ typedef struct {
 /* loads sd_cuda.so from the directory of the file that this code is in, once a
  * process; any thread */
 int sd_cuda_load(const sd_ops_t **ops, sd_error_t *err);
+
+/* how many cards there are, at least one; or what is missing, in words: a
+ * library, the driver, a card.  Loads sd_cuda.so */
+int sd_cuda_cards(int *n, sd_error_t *err);
 
 /* plans without a device */
 extern const sd_ops_t  sd_ops_cuda_plan;

@@ -232,6 +232,8 @@ sd_picture_resume(sd_picture_t *p, const sd_params_t *params, sd_error_t *err)
     p->branched = flags.branched;
     p->inexact = flags.inexact;
 
+    snprintf(p->numerics, sizeof(p->numerics), "%s", s.numerics);
+
     /* a bare latent at the start is noise that nobody has scaled yet */
 
     scale = s.version == 0 && p->step == 0 ? p->init_sigma : 1;
@@ -389,6 +391,19 @@ sd_picture_destroy(sd_picture_t *p)
     free(p->ids);
     free(p->rows);
     free(p);
+}
+
+
+void
+sd_picture_move(sd_picture_t *p, sd_model_t *m)
+{
+    p->model = m;
+
+    if (p->numerics[0]) {
+        p->inexact = strcmp(p->numerics, m->device->numerics) != 0;
+    }
+
+    sd_picture_layout(p, m->device->ops);
 }
 
 

@@ -7,7 +7,8 @@
  * and values, time embeddings, initial noise), step (once for each step),
  * preview or state between steps, decode at the end.  A call that fails leaves
  * the picture fit for destroy alone, except SD_CANCELLED from a step, after
- * which sd_picture_state() still gives the state at the last step's end.
+ * which sd_picture_state() still gives the state at the last step's end.  Each
+ * call returns when its work is done, so the next one may use another context.
  */
 
 #ifndef SD_PICTURE_H
@@ -52,6 +53,10 @@ typedef struct sd_picture_s  sd_picture_t;
 int sd_picture_create(sd_picture_t **p, sd_model_t *m,
     const sd_params_t *params, sd_error_t *err);
 void sd_picture_destroy(sd_picture_t *p);
+
+/* before begin: m is the same model on another device; what is said of the
+ * numerics of a state that the picture goes on from is said anew */
+void sd_picture_move(sd_picture_t *p, sd_model_t *m);
 
 /* what the picture's own device memory takes: latents, K/V, time embeddings;
  * from begin to destroy */

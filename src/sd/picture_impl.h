@@ -42,6 +42,8 @@ struct sd_picture_s {
     char                 digest[65];
     int                  prompt_tokens, negative_tokens;
     int                  resumed, inexact, branched;
+    char                 numerics[96];          /* of the state that it goes
+                                                   on from, if it says */
 
     /* device memory */
     sd_device_t         *device;

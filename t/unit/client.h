@@ -318,16 +318,28 @@ fds(void)
 }
 
 
+/* the last lines of the log */
+
+static char  log_lines[4096];
+
+
 static void
 note(void *data, sd_log_level_t level, const char *message)
 {
+    size_t  n = strlen(log_lines);
+
+    snprintf(log_lines + (n < 3000 ? n : 0), 1024, "%s\n", message);
     printf("# log %d: %s\n", level, message);
 }
 
 
+/* devices: separated by blanks */
+
 static sd_engine_t *
-start_model(const char *path, int queue, int slots)
+start_devices(const char *devices, const char *path, int queue, int slots)
 {
+    char              *p, names[256];
+    const char        *list[8];
     sd_error_t        err;
     sd_engine_t      *e;
     sd_model_conf_t   model = { path, SD_PRECISION_EXACT };
@@ -337,7 +349,13 @@ start_model(const char *path, int queue, int slots)
 
     conf.listen = listener;
     memcpy(conf.cookie, cookie, SD_COOKIE_SIZE);
-    conf.device = "cpu";
+    conf.devices = list;
+    snprintf(names, sizeof(names), "%s", devices);
+
+    for (p = strtok(names, " "); p; p = strtok(NULL, " ")) {
+        list[conf.ndevices++] = p;
+    }
+
     conf.models = &model;
     conf.nmodels = 1;
     conf.queue = queue;
@@ -354,6 +372,13 @@ start_model(const char *path, int queue, int slots)
 }
 
 
+static UNUSED sd_engine_t *
+start_model(const char *path, int queue, int slots)
+{
+    return start_devices("cpu", path, queue, slots);
+}
+
+
 static void UNUSED
 idle(sd_engine_t *e)
 {
@@ -367,7 +392,7 @@ idle(sd_engine_t *e)
 
 /* the value of "key":" in a JSON answer, or of a header; static memory */
 
-static char * UNUSED
+static UNUSED char *
 find(const char *s, const char *key, int end)
 {
     size_t        n;

@@ -580,13 +580,16 @@ storm(void *data)
 
 
 static void
-test_storm(void)
+test_storm(const char *devices)
 {
     int           i;
     pthread_t     t[6];
     sd_engine_t  *e;
 
-    e = start(3, 2);
+    printf("# on %s\n", devices);
+    storm_whole = 0;
+
+    e = start_devices(devices, "fake", 3, 2);
 
     for (i = 0; i < 6; i++) {
         pthread_create(&t[i], NULL, storm, (void *) (uintptr_t) (i + 1));
@@ -715,8 +718,251 @@ test_failures(void)
 }
 
 
+/* cards: pictures are stepped together, and prompts and pictures beside */
+
 static void
-test_stop(void)
+test_card(void)
+{
+    int           fd[5], i;
+    answer_t      a = { 0 };
+    sd_engine_t  *e;
+    sd_request_t  r;
+
+    static const char  *bodies[] = {
+        "{\"prompt\":\"x\",\"steps\":30}",
+        "{\"prompt\":\"x\",\"steps\":30,\"seed\":7}",
+        "{\"prompt\":\"x\",\"steps\":30,\"preview\":\"vae\"}",
+        "{\"prompt\":\"x\",\"steps\":30,\"width\":128,\"height\":128}",
+        "{\"prompt\":\"x\",\"steps\":20,\"n\":4,\"preview\":\"vae\"}"
+    };
+
+    fake_step_ms = 5;
+    fake_most = 0;
+    fake_beside = 0;
+
+    e = start_devices("cuda", "fake", 8, 0);
+
+    r = request(SD_DIALECT_NATIVE, "multipart/mixed");
+
+    for (i = 0; i < 5; i++) {
+        fd[i] = send_request(&r, bodies[i]);
+    }
+
+    for (i = 0; i < 5; i++) {
+        forget(&a);
+        finish(fd[i], &a);
+        is_int(count(&a, "SD-Event: final"), i < 4 ? 1 : 4, "pictures");
+        ok(has(&a, "SD-Event: preview"), "and previews");
+    }
+
+    ok(has(&a, "\"numerics\":\"fake-cuda:0\""), "the start names the card");
+    is_int(fake_most, 4, "four were stepped together");
+    ok(fake_beside > 0, "others were begun and decoded meanwhile");
+
+    r = request(SD_DIALECT_STATUS, "");
+    ask(&a, r, NULL);
+    ok(has(&a, "\"devices\":[{\"name\":\"cuda:0\",\"state\":\"ready\"")
+       && has(&a, "\"slots\":8,\"running\":0}]"), "the card in the status");
+
+    /* one leaves, the others do not notice */
+
+    fake_step_ms = 20;
+    r = request(SD_DIALECT_NATIVE, "multipart/mixed");
+
+    for (i = 0; i < 3; i++) {
+        fd[i] = send_request(&r, "{\"prompt\":\"x\",\"steps\":20}");
+    }
+
+    nap(150);
+    close(fd[1]);
+    r.location.timeout = 100;
+    fd[1] = send_request(&r, "{\"prompt\":\"x\",\"latent\":\"none\"}");
+
+    forget(&a);
+    finish(fd[1], &a);
+    is_int(count(&a, "SD-Event: latent"), 1, "timeout: the state");
+    ok(has(&a, "\"code\":\"timeout\""), "and the error");
+
+    for (i = 0; i < 3; i += 2) {
+        forget(&a);
+        finish(fd[i], &a);
+        is_int(count(&a, "SD-Event: final"), 1, "the others go on");
+    }
+
+    /* a step that fails is the end of all that were in it */
+
+    r = request(SD_DIALECT_NATIVE, JSON);
+
+    for (i = 0; i < 2; i++) {
+        fd[i] = send_request(&r, "{\"prompt\":\"x\",\"n\":2}");
+    }
+
+    nap(100);
+    fake_step_fails = 1;
+
+    for (i = 0; i < 2; i++) {
+        forget(&a);
+        finish(fd[i], &a);
+        is_int(a.status, 500, "a step that fails");
+        ok(has(&a, "a step went wrong") && has(&a, "\"states\":["),
+           "says why, with the states");
+    }
+
+    fake_step_fails = 0;
+
+    no_pictures(e);
+    sd_engine_stop(e);
+
+    fake_step_ms = 1;
+    is_int(fake_races, 0, "what has one owner was used by one");
+    forget(&a);
+}
+
+
+/* several: who has most room takes the next one */
+
+static void
+test_cards(void)
+{
+    int           fd[4], i, inexact;
+    char         *latent;
+    answer_t      a = { 0 };
+    sd_buf_t      b = { 0 };
+    sd_engine_t  *e;
+    sd_request_t  r;
+
+    fake_cards = 2;
+    e = start_devices("auto", "fake", 4, 2);
+
+    ask(&a, request(SD_DIALECT_NATIVE, ""), "{\"prompt\":\"x\"}");
+    is_int(a.status, 200, "all cards that there are");
+    fake_cards = 0;
+
+    fake_step_ms = 30;
+    r = request(SD_DIALECT_NATIVE, "multipart/mixed");
+
+    for (i = 0; i < 4; i++) {
+        fd[i] = send_request(&r, "{\"prompt\":\"x\",\"steps\":20}");
+        nap(20);
+    }
+
+    nap(100);
+    ask(&a, request(SD_DIALECT_STATUS, ""), NULL);
+    is_int(count(&a, "\"slots\":2,\"running\":2}"), 2, "two on each");
+    ok(has(&a, "\"slots\":4,\"running\":4,"), "four in all");
+    printf("# %s", a.body.data);
+
+    for (i = 0; i < 4; i++) {
+        forget(&a);
+        finish(fd[i], &a);
+        is_int(count(&a, "SD-Event: final"), 1, "each of them is made");
+        sd_buf_puts(&b, has(&a, "\"numerics\":\"fake-cuda:0\"") ? "0"
+                                                              : "1");
+        ok(has(&a, "\"numerics\":\"fake-cuda:"), "and says where");
+    }
+
+    sd_buf_append(&b, "", 1);
+    ok(strchr(b.data, '0') && strchr(b.data, '1'), "on both");
+    sd_buf_free(&b);
+
+    fake_step_ms = 1;
+
+    /* a state of one goes on at the same and at the other */
+
+    ask(&a, request(SD_DIALECT_NATIVE, JSON), "{\"prompt\":\"x\",\"steps\":"
+        "20,\"preview_every\":10,\"latent\":\"all\"}");
+    latent = find(strstr(a.body.data, "\"previews\""), "\"latents\":\"", '"');
+    sd_buf_printf(&b, "{\"prompt\":\"x\",\"latents\":\"%s\"}", latent);
+    sd_buf_append(&b, "", 1);
+
+    fake_step_ms = 30;
+    inexact = 0;
+
+    for (i = 0; i < 2; i++) {
+        fd[i] = send_request(&r, b.data);
+        nap(60);
+    }
+
+    for (i = 0; i < 2; i++) {
+        forget(&a);
+        finish(fd[i], &a);
+        ok(has(&a, "\"resumed\":true"), "goes on");
+        inexact += has(&a, "\"inexact\":true");
+    }
+
+    is_int(inexact, 1, "exactly so on the same card only");
+    sd_buf_free(&b);
+
+    fake_step_ms = 1;
+    no_pictures(e);
+    sd_engine_stop(e);
+
+    is_int(fake_races, 0, "what has one owner was used by one");
+    forget(&a);
+}
+
+
+/* cards that are not there */
+
+static void
+test_no_cards(void)
+{
+    answer_t      a = { 0 };
+    sd_engine_t  *e;
+
+    e = start_devices("auto", "fake", 4, 0);
+    ask(&a, request(SD_DIALECT_NATIVE, ""), "{\"prompt\":\"x\"}");
+    is_int(a.status, 200, "no card: the cpu");
+    ask(&a, request(SD_DIALECT_STATUS, ""), NULL);
+    ok(has(&a, "\"devices\":[{\"name\":\"cpu\",\"state\":\"ready\"")
+       && has(&a, "\"slots\":4,"), "with its slots");
+    ok(strstr(log_lines, "no GPU, the cpu computes: there is no card") != NULL,
+       "and a line in the log");
+    sd_engine_stop(e);
+
+    fake_cards = 3;
+    fake_dead_cards = 2;
+    e = start_devices("auto", "fake", 4, 0);
+    ask(&a, request(SD_DIALECT_NATIVE, ""), "{\"prompt\":\"x\"}");
+    is_int(a.status, 200, "one of three is out of order");
+    ask(&a, request(SD_DIALECT_STATUS, ""), NULL);
+    ok(has(&a, "\"cuda:0\"") && !has(&a, "\"cuda:1\"")
+       && has(&a, "\"cuda:2\""), "and left out");
+    sd_engine_stop(e);
+
+    e = start_devices("cuda:0 cuda:1", "fake", 4, 0);
+    ask(&a, request(SD_DIALECT_NATIVE, ""), "{\"prompt\":\"x\"}");
+    is_int(a.status, 200, "the same, named");
+    ask(&a, request(SD_DIALECT_STATUS, ""), NULL);
+    ok(has(&a, "{\"name\":\"cuda:1\",\"state\":\"failed\",\"error\":")
+       && has(&a, "cuda:1 is out of order"), "is shown with its reason");
+    sd_engine_stop(e);
+
+    fake_dead_cards = 7;
+    e = start_devices("cuda:1", "fake", 4, 0);
+    ask(&a, request(SD_DIALECT_NATIVE, ""), "{\"prompt\":\"x\"}");
+    is_int(a.status, 503, "the only one is out of order");
+    ok(has(&a, "\"code\":\"model_failed\"")
+       && has(&a, "cuda:1 is out of order"), "says why");
+    ask(&a, request(SD_DIALECT_READY, ""), NULL);
+    is_int(a.status, 503, "not ready");
+    ask(&a, request(SD_DIALECT_STATUS, ""), NULL);
+    ok(has(&a, "\"slots\":0,\"running\":0,"), "no slots");
+    sd_engine_stop(e);
+
+    e = start_devices("auto", "fake", 4, 0);
+    ask(&a, request(SD_DIALECT_NATIVE, ""), "{\"prompt\":\"x\"}");
+    is_int(a.status, 200, "all are out of order: the cpu");
+    sd_engine_stop(e);
+
+    fake_dead_cards = 0;
+    fake_cards = 0;
+    forget(&a);
+}
+
+
+static void
+test_stop(const char *devices)
 {
     int           fd[4], i;
     int64_t       t;
@@ -727,7 +973,7 @@ test_stop(void)
     fake_step_ms = 10000;
     fake_load_ms = 10000;
 
-    e = start(4, 2);
+    e = start_devices(devices, "fake", 4, 2);
     nap(50);
     t = now();
     sd_engine_stop(e);
@@ -735,7 +981,7 @@ test_stop(void)
 
     fake_load_ms = 0;
     fake_step_ms = 1;
-    e = start(4, 2);
+    e = start_devices(devices, "fake", 4, 2);
     ask(&a, request(SD_DIALECT_NATIVE, ""), "{\"prompt\":\"x\"}");
     fake_step_ms = 10000;
 
@@ -798,9 +1044,16 @@ main(void)
     test_drain(e);
     sd_engine_stop(e);
 
-    test_storm();
+    test_storm("cpu");
+    test_storm("cuda:0");
+    test_storm("cuda:0 cuda:1");
     test_failures();
-    test_stop();
+    test_stop("cpu");
+    test_card();
+    test_cards();
+    test_no_cards();
+    test_storm("cuda:0 cuda:1 cuda:2");
+    is_int(fake_races, 0, "nor is anything used by two in a storm");
 
     is_int(fds(), before, "no descriptor is left");
 

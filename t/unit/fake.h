@@ -1,7 +1,9 @@
 /*
- * A model that paints gradients, in place of src/ops and src/sd/model.c and
- * picture.c: for what is not about pictures.  How long a step takes, and what
- * fails, is up to the test.  States are real ones.
+ * A model that paints gradients, in place of src/ops and src/sd/model.c,
+ * picture.c and batch.c: for what is not about pictures.  How long a step
+ * takes, and what fails, is up to the test.  States are real ones.  "cuda:N" is
+ * a card that steps four pictures together and can record.  What belongs to one
+ * thread at a time is watched.
  */
 
 #ifndef FAKE_H
@@ -12,7 +14,7 @@
 #include <string.h>
 #include <time.h>
 
-#include "../../src/sd/picture.h"
+#include "../../src/sd/batch.h"
 #include "../../src/sd/state.h"
 
 
@@ -21,6 +23,12 @@ static atomic_int  fake_load_ms;
 static atomic_int  fake_open_fails, fake_load_fails, fake_step_fails;
 static atomic_int  fake_pictures;       /* that are alive */
 static atomic_int  fake_steps;          /* made in all */
+static atomic_int  fake_cards;          /* that "auto" finds */
+static atomic_int  fake_dead_cards;     /* bits: those that do not open */
+static atomic_int  fake_most;           /* pictures that were in one row */
+static atomic_int  fake_rows;           /* that are being made */
+static atomic_int  fake_beside;         /* what was done meanwhile */
+static atomic_int  fake_races;          /* should stay 0 */
 
 
 struct sd_picture_s {
@@ -30,6 +38,8 @@ struct sd_picture_s {
     uint64_t      seed;
     double        guidance;
     int           resumed, begun;
+    char          numerics[96];         /* of its state */
+    atomic_int    users;
     sd_state_flags_t  flags;
     const sd_sampler_t  *sampler;
 };
@@ -54,14 +64,68 @@ fake_work(int ms, const atomic_int *cancel)
 }
 
 
+/* a use of the picture and the context: NULL ends it */
+
+static void
+fake_enter(sd_picture_t *p, sd_context_t *cx)
+{
+    atomic_int  *users = cx->impl;
+
+    if (atomic_fetch_add(&p->users, 1) || atomic_fetch_add(users, 1)) {
+        fake_races++;
+    }
+}
+
+
+static void
+fake_leave(sd_picture_t *p, sd_context_t *cx)
+{
+    atomic_int  *users = cx->impl;
+
+    atomic_fetch_sub(&p->users, 1);
+    atomic_fetch_sub(users, 1);
+}
+
+
+static int
+fake_record(sd_context_t *cx)
+{
+    return SD_OK;
+}
+
+
+int
+sd_cuda_cards(int *n, sd_error_t *err)
+{
+    *n = fake_cards;
+
+    return *n ? SD_OK : sd_fail(err, "there is no card");
+}
+
+
 int
 sd_device_open(sd_device_t **dev, const char *name, int threads,
     sd_precision_t precision, const char *isa, sd_error_t *err)
 {
+    static const sd_ops_t  cpu = { .name = "cpu", .pictures = 1 };
+    static const sd_ops_t  card = { .name = "cuda", .pictures = 4,
+                                    .record = fake_record };
+
+    if (strncmp(name, "cuda:", 5) == 0) {
+        if (precision != SD_PRECISION_EXACT) {
+            return sd_fail(err, "bf16 is for the cpu");
+        }
+
+        if (fake_dead_cards >> atoi(name + 5) & 1) {
+            return sd_fail(err, "%s is out of order", name);
+        }
+    }
+
     *dev = calloc(1, sizeof(sd_device_t));
+    (*dev)->ops = strcmp(name, "cpu") == 0 ? &cpu : &card;
     strcpy((*dev)->name, name);
     strcpy((*dev)->isa, "none");
-    strcpy((*dev)->numerics, "fake-1");
+    snprintf((*dev)->numerics, sizeof((*dev)->numerics), "fake-%s", name);
 
     return SD_OK;
 }
@@ -79,6 +143,7 @@ sd_context_init(sd_context_t *cx, sd_device_t *dev, int plan, size_t size,
     sd_error_t *err)
 {
     memset(cx, 0, sizeof(sd_context_t));
+    cx->impl = calloc(1, sizeof(atomic_int));
     cx->arena.base = malloc(size);
     cx->arena.size = size;
 
@@ -89,6 +154,8 @@ sd_context_init(sd_context_t *cx, sd_device_t *dev, int plan, size_t size,
 void
 sd_context_free(sd_context_t *cx)
 {
+    fake_races += *(atomic_int *) cx->impl;
+    free(cx->impl);
     free(cx->arena.base);
     cx->arena.base = NULL;
 }
@@ -104,6 +171,7 @@ sd_model_open(sd_model_t **m, const char *path, sd_device_t *dev,
 
     *m = calloc(1, sizeof(sd_model_t));
 
+    (*m)->device = dev;
     strcpy((*m)->name, "fake");
     memset((*m)->fingerprint, 'f', 64);
     (*m)->vae_scale = 8;
@@ -138,11 +206,106 @@ int
 sd_model_plan(sd_model_t *m, sd_device_t *dev, int width, int height,
     size_t *step, size_t *prompt, size_t *decode, sd_error_t *err)
 {
-    *step = (size_t) width * height;
     *prompt = 1000;
     *decode = (size_t) width * height * 3;
 
     return SD_OK;
+}
+
+
+struct sd_batch_s {
+    sd_model_t    *model;
+    sd_context_t  *cx;
+    int            pictures;
+};
+
+
+int
+sd_batch_create(sd_batch_t **b, sd_model_t *m, sd_context_t *cx, int pictures,
+    sd_error_t *err)
+{
+    *b = calloc(1, sizeof(sd_batch_t));
+    (*b)->model = m;
+    (*b)->cx = cx;
+    (*b)->pictures = pictures;
+
+    return SD_OK;
+}
+
+
+void
+sd_batch_destroy(sd_batch_t *b)
+{
+    if (b && b->cx->arena.base == NULL) {
+        fake_races++;
+    }
+
+    free(b);
+}
+
+
+int
+sd_batch_plan(sd_model_t *m, sd_device_t *dev, int width, int height,
+    int pictures, size_t *size, sd_error_t *err)
+{
+    *size = (size_t) width * height * pictures;
+
+    return SD_OK;
+}
+
+
+int
+sd_batch_prepare(sd_batch_t *b, int width, int height, sd_error_t *err)
+{
+    return SD_OK;
+}
+
+
+int
+sd_batch_row(sd_batch_t *b, sd_picture_t **p, int n, const atomic_int *cancel,
+    sd_error_t *err)
+{
+    int  i, rc;
+
+    if (fake_step_fails) {
+        return sd_fail(err, "a step went wrong");
+    }
+
+    for (i = 0; i < n; i++) {
+        if (p[i]->model != b->model || p[i]->width != p[0]->width
+            || n > b->pictures || (i && p[i]->users))
+        {
+            fake_races++;
+        }
+
+        atomic_fetch_add(&p[i]->users, i > 0);
+    }
+
+    fake_enter(p[0], b->cx);
+    fake_rows++;
+
+    rc = fake_work(fake_step_ms, cancel);
+
+    if (rc == SD_OK) {
+        memset(b->cx->arena.base, p[0]->step,
+               (size_t) p[0]->width * p[0]->height * n);
+
+        fake_most = n > fake_most ? n : fake_most;
+    }
+
+    fake_rows--;
+    fake_leave(p[0], b->cx);
+
+    for (i = 0; i < n; i++) {
+        atomic_fetch_sub(&p[i]->users, i > 0);
+
+        if (rc == SD_OK) {
+            p[i]->step++;
+            fake_steps++;
+        }
+    }
+
+    return rc;
 }
 
 
@@ -188,9 +351,10 @@ sd_picture_create(sd_picture_t **pp, sd_model_t *m, const sd_params_t *params,
         strcpy(r.sampler, p->sampler->name);
         strcpy(r.model, m->fingerprint);
         strcpy(r.prompt, p->digest);
-        strcpy(r.numerics, "fake-1");
+        strcpy(r.numerics, m->device->numerics);
 
         rc = sd_state_check(&s, &r, &p->flags, err);
+        strcpy(p->numerics, s.numerics);
 
         if (rc == SD_OK && s.version) {
             p->step = s.step;
@@ -234,29 +398,27 @@ int
 sd_picture_begin(sd_picture_t *p, sd_context_t *cx, const atomic_int *cancel,
     sd_error_t *err)
 {
+    int  rc;
+
     p->begun = 1;
 
-    return fake_work(1, cancel);
+    fake_enter(p, cx);
+    fake_beside += fake_rows;
+    rc = fake_work(1, cancel);
+    fake_leave(p, cx);
+
+    return rc;
 }
 
 
-int
-sd_picture_step(sd_picture_t *p, sd_context_t *cx, const atomic_int *cancel,
-    sd_error_t *err)
+void
+sd_picture_move(sd_picture_t *p, sd_model_t *m)
 {
-    if (fake_step_fails) {
-        return sd_fail(err, "a step went wrong");
+    p->model = m;
+
+    if (p->numerics[0]) {
+        p->flags.inexact = strcmp(p->numerics, m->device->numerics) != 0;
     }
-
-    if (fake_work(fake_step_ms, cancel) != SD_OK) {
-        return SD_CANCELLED;
-    }
-
-    memset(cx->arena.base, p->step, (size_t) p->width * p->height);
-    p->step++;
-    fake_steps++;
-
-    return SD_OK;
 }
 
 
@@ -279,7 +441,9 @@ int
 sd_picture_preview(sd_picture_t *p, sd_context_t *cx, uint8_t *rgb,
     sd_error_t *err)
 {
+    fake_enter(p, cx);
     fake_paint(p, rgb, p->width / 8, p->height / 8);
+    fake_leave(p, cx);
 
     return SD_OK;
 }
@@ -289,9 +453,16 @@ int
 sd_picture_decode(sd_picture_t *p, sd_context_t *cx, int denoised,
     uint8_t *rgb, float *image, const atomic_int *cancel, sd_error_t *err)
 {
-    fake_paint(p, rgb, p->width, p->height);
+    int  rc;
 
-    return fake_work(1, cancel);
+    fake_enter(p, cx);
+    fake_beside += fake_rows;
+    memset(cx->arena.base, 0, (size_t) p->width * p->height * 3);
+    fake_paint(p, rgb, p->width, p->height);
+    rc = fake_work(1, cancel);
+    fake_leave(p, cx);
+
+    return rc;
 }
 
 
@@ -317,7 +488,7 @@ sd_picture_state(sd_picture_t *p, sd_buf_t *out, sd_error_t *err)
     strcpy(s.sampler, p->sampler->name);
     strcpy(s.model, p->model->fingerprint);
     strcpy(s.prompt, p->digest);
-    strcpy(s.numerics, "fake-1");
+    strcpy(s.numerics, p->model->device->numerics);
 
     rc = sd_state_write(out, &s, err);
 

@@ -1,0 +1,570 @@
+/*
+ * A picture on a device, from its prompt to its last byte: what is done in each
+ * of its turns, and what is mailed about it.  Nothing here waits for anyone.
+ *
+ * A run that is handed to the device's other thread, or ended, may be gone the
+ * moment after: see sd_run_t.
+ */
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "internal.h"
+
+
+/* whether an event ends its image */
+
+typedef enum {
+    SD_GOES_ON,
+    SD_ENDS,
+    SD_ENDS_EARLY               /* the last one is an error or a handoff */
+} sd_ends_t;
+
+
+static int sd_run_stepped(sd_engine_device_t *d, sd_run_t *run, double ms,
+    sd_error_t *err);
+static int sd_run_show(sd_engine_device_t *d, sd_run_t *run, sd_error_t *err);
+static void sd_run_end(sd_engine_device_t *d, sd_run_t *run);
+
+
+/* hands it over, to the other thread maybe */
+
+static void
+sd_run_phase(sd_engine_device_t *d, sd_run_t *run, sd_phase_t phase)
+{
+    pthread_mutex_lock(&d->engine->lock);
+
+    run->phase = phase;
+    pthread_cond_broadcast(&d->engine->device_cond);
+
+    pthread_mutex_unlock(&d->engine->lock);
+}
+
+
+/* events */
+
+/* mail about this run; the caller adds what it shows */
+
+static sd_mail_t *
+sd_run_mail(sd_run_t *run, sd_event_type_t type)
+{
+    int64_t     now;
+    sd_job_t   *job;
+    sd_mail_t  *mail;
+
+    job = run->job;
+    mail = sd_mail_new(type);
+
+    if (mail) {
+        now = sd_engine_now();
+
+        mail->event.image = run->image;
+        mail->event.step = run->step;
+        mail->event.steps = run->steps;
+        mail->event.seed = run->seed;
+        mail->event.queue_time = job->admitted - job->arrived;
+        mail->event.time = now - job->arrived;
+    }
+
+    return mail;
+}
+
+
+/* NULL mail: there was no memory for it */
+
+static int
+sd_run_post(sd_engine_device_t *d, sd_run_t *run, sd_mail_t *mail,
+    sd_ends_t ends, sd_error_t *err)
+{
+    sd_job_t  *job;
+
+    if (mail == NULL || mail->rgb.failed || mail->latent.failed) {
+        sd_mail_free(mail);
+        return sd_fail(err, "no memory for an event");
+    }
+
+    job = run->job;
+
+    pthread_mutex_lock(&d->engine->lock);
+
+    if (ends != SD_GOES_ON) {
+        mail->event.ends = 1;
+        mail->event.last = --job->remaining == 0;
+    }
+
+    if (ends == SD_ENDS_EARLY) {
+        mail->event.type = !mail->event.last ? SD_EVENT_PREVIEW
+                           : atomic_load(&job->cancelled) == SD_CANCEL_DRAIN
+                             ? SD_EVENT_HANDOFF : SD_EVENT_ERROR;
+    }
+
+    sd_job_mail_locked(job, mail);
+
+    pthread_mutex_unlock(&d->engine->lock);
+
+    return SD_OK;
+}
+
+
+/* the phases */
+
+int
+sd_run_begin(sd_engine_device_t *d, sd_run_t *run, sd_error_t *err)
+{
+    int                 rc;
+    sd_job_t           *job;
+    sd_mail_t          *mail;
+    sd_params_t         params;
+    sd_engine_t        *e;
+    sd_context_t       *cx;
+    sd_picture_info_t   info;
+
+    e = d->engine;
+    job = run->job;
+
+    if (run->picture == NULL) {
+        params = job->params.params;
+        params.seed += run->image;
+        params.image = run->image;
+
+        rc = sd_picture_create(&run->picture, run->copy->model, &params, err);
+        if (rc != SD_OK) {
+            return rc;
+        }
+
+    } else if (run->copy->model != job->model->model) {
+        sd_picture_move(run->picture, run->copy->model);
+    }
+
+    sd_picture_info(run->picture, &info);
+
+    run->width = info.width;
+    run->height = info.height;
+
+    rc = sd_copy_plan(d, run->copy, info.width, info.height, &run->steps_size,
+                      &run->side_size, err);
+    if (rc != SD_OK) {
+        return rc;
+    }
+
+    cx = sd_copy_side(d, run->copy, run->side_size, err);
+    if (cx == NULL) {
+        return SD_ERROR;
+    }
+
+    rc = sd_picture_begin(run->picture, cx, &job->cancelled, err);
+    if (rc != SD_OK) {
+        return rc;
+    }
+
+    pthread_mutex_lock(&e->lock);
+
+    run->first = info.step;
+    run->step = info.step;
+    run->steps = info.steps;
+    run->seed = info.seed;
+
+    pthread_mutex_unlock(&e->lock);
+
+    if (run->image == 0) {
+        mail = sd_run_mail(run, SD_EVENT_START);
+
+        if (mail) {
+            mail->event.info = info;
+            mail->event.numerics = run->copy->unit->device->numerics;
+        }
+
+        rc = sd_run_post(d, run, mail, SD_GOES_ON, err);
+        if (rc != SD_OK) {
+            return rc;
+        }
+    }
+
+    sd_run_phase(d, run, info.step < info.steps ? SD_RUN_STEP : SD_RUN_FINISH);
+
+    return SD_OK;
+}
+
+
+static double
+sd_run_clock(void)
+{
+    struct timespec  ts;
+
+    clock_gettime(CLOCK_MONOTONIC, &ts);
+
+    return ts.tv_sec * 1e3 + ts.tv_nsec * 1e-6;
+}
+
+
+int
+sd_run_step(sd_engine_device_t *d, sd_run_t **runs, int n, sd_error_t *err)
+{
+    int                i, rc;
+    double             ms;
+    sd_error_t         error;
+    sd_picture_t      *pictures[SD_MAX_SLOTS];
+    sd_engine_copy_t  *copy;
+
+    copy = runs[0]->copy;
+
+    if (sd_copy_steps(d, copy, runs[0]->steps_size, err) != SD_OK) {
+        return SD_ERROR;
+    }
+
+    for (i = 0; i < n; i++) {
+        pictures[i] = runs[i]->picture;
+    }
+
+    /* what several make is not given up for one of them: it leaves after */
+
+    ms = sd_run_clock();
+
+    rc = sd_batch_row(copy->batch, pictures, n,
+                      n == 1 ? &runs[0]->job->cancelled : NULL, err);
+    if (rc != SD_OK) {
+        return rc;
+    }
+
+    ms = sd_run_clock() - ms;
+
+    for (i = 0; i < n; i++) {
+        if (sd_run_stepped(d, runs[i], ms / n, &error) == SD_ERROR) {
+            sd_run_fail(d, runs[i], &error);
+        }
+    }
+
+    return SD_OK;
+}
+
+
+/* a row has been made, which may have been the step's last */
+
+static int
+sd_run_stepped(sd_engine_device_t *d, sd_run_t *run, double ms,
+    sd_error_t *err)
+{
+    sd_job_t           *job;
+    sd_engine_t        *e;
+    sd_engine_model_t  *m;
+    sd_picture_info_t   info;
+
+    e = d->engine;
+    job = run->job;
+    m = job->model;
+
+    run->ms += ms;
+
+    sd_picture_info(run->picture, &info);
+
+    if (info.step == run->step) {
+        return SD_OK;
+    }
+
+    pthread_mutex_lock(&e->lock);
+
+    run->step = info.step;
+    e->steps++;
+    m->step_time = m->step_time ? m->step_time * 0.9 + run->ms * 0.1 : run->ms;
+
+    if (run->step > (int) job->report.step) {
+        job->report.step = run->step;
+    }
+
+    pthread_mutex_unlock(&e->lock);
+
+    run->ms = 0;
+
+    if (run->step == run->steps) {
+        sd_run_phase(d, run, SD_RUN_FINISH);
+        return SD_OK;
+    }
+
+    run->page = job->params.run_steps
+                && run->step - run->first >= job->params.run_steps;
+
+    run->preview = sd_preview_due(&job->params, run->step, run->first,
+                                  run->steps);
+    run->latent = run->page
+                  || sd_latent_due(&job->params, run->step, run->first,
+                                   run->steps);
+
+    if (!run->preview && !run->latent) {
+        return SD_OK;
+    }
+
+    if (d->has_side && run->preview && job->params.preview == SD_PREVIEW_VAE) {
+        sd_run_phase(d, run, SD_RUN_PREVIEW);
+        return SD_OK;
+    }
+
+    return sd_run_show(d, run, err);
+}
+
+
+int
+sd_run_preview(sd_engine_device_t *d, sd_run_t *run, sd_error_t *err)
+{
+    int  rc, page;
+
+    page = run->page;
+    rc = sd_run_show(d, run, err);
+
+    if (rc == SD_OK && !page) {
+        sd_run_phase(d, run, SD_RUN_STEP);
+    }
+
+    return rc;
+}
+
+
+/* the denoised estimate, small or decoded in full, into the event */
+
+static int
+sd_run_picture(sd_engine_device_t *d, sd_run_t *run, sd_mail_t *mail,
+    sd_error_t *err)
+{
+    int            rc, width, height, scale;
+    size_t         size;
+    sd_job_t      *job;
+    sd_context_t  *cx;
+
+    job = run->job;
+
+    scale = job->params.preview == SD_PREVIEW_VAE
+            ? 1 : run->copy->model->vae_scale;
+
+    width = run->width / scale;
+    height = run->height / scale;
+    size = (size_t) width * height * 3;
+
+    if (sd_buf_reserve(&mail->rgb, size) == NULL) {
+        return sd_fail(err, "no memory for a preview");
+    }
+
+    if (scale == 1) {
+        cx = sd_copy_side(d, run->copy, run->side_size, err);
+
+        rc = cx ? sd_picture_decode(run->picture, cx, 1,
+                                    (uint8_t *) mail->rgb.data, NULL,
+                                    &job->cancelled, err)
+                : SD_ERROR;
+    } else {
+        rc = sd_picture_preview(run->picture, &run->copy->unit->steps,
+                                (uint8_t *) mail->rgb.data, err);
+    }
+
+    mail->rgb.len = size;
+
+    mail->event.rgb_width = width;
+    mail->event.rgb_height = height;
+    mail->event.rgb_scale = scale;
+    mail->event.index = run->previews++;
+
+    return rc;
+}
+
+
+/* what is due after this step */
+
+static int
+sd_run_show(sd_engine_device_t *d, sd_run_t *run, sd_error_t *err)
+{
+    int         rc, page;
+    sd_mail_t  *mail;
+
+    rc = SD_OK;
+    page = run->page;
+
+    mail = sd_run_mail(run, SD_EVENT_PREVIEW);
+
+    if (mail && run->preview) {
+        rc = sd_run_picture(d, run, mail, err);
+    }
+
+    if (mail && run->latent && rc == SD_OK) {
+        rc = sd_picture_state(run->picture, &mail->latent, err);
+    }
+
+    if (rc != SD_OK) {
+        sd_mail_free(mail);
+        return rc;
+    }
+
+    rc = sd_run_post(d, run, mail, page ? SD_ENDS : SD_GOES_ON, err);
+
+    if (rc == SD_OK && page) {
+        sd_run_end(d, run);
+    }
+
+    return rc;
+}
+
+
+int
+sd_run_finish(sd_engine_device_t *d, sd_run_t *run, sd_error_t *err)
+{
+    int            rc;
+    size_t         size;
+    sd_job_t      *job;
+    sd_mail_t     *mail;
+    sd_context_t  *cx;
+
+    job = run->job;
+    size = (size_t) run->width * run->height * 3;
+
+    cx = sd_copy_side(d, run->copy, run->side_size, err);
+    if (cx == NULL) {
+        return SD_ERROR;
+    }
+
+    mail = sd_run_mail(run, SD_EVENT_FINAL);
+
+    if (mail == NULL || sd_buf_reserve(&mail->rgb, size) == NULL) {
+        sd_mail_free(mail);
+        return sd_fail(err, "no memory for a picture");
+    }
+
+    rc = sd_picture_state(run->picture, &mail->latent, err);
+
+    if (rc == SD_OK) {
+        rc = sd_picture_decode(run->picture, cx, 0, (uint8_t *) mail->rgb.data,
+                               NULL, &job->cancelled, err);
+    }
+
+    if (rc != SD_OK) {
+        sd_mail_free(mail);
+        return rc;
+    }
+
+    mail->rgb.len = size;
+    mail->event.rgb_width = run->width;
+    mail->event.rgb_height = run->height;
+
+    rc = sd_run_post(d, run, mail, SD_ENDS, err);
+
+    if (rc == SD_OK) {
+        sd_run_end(d, run);
+    }
+
+    return rc;
+}
+
+
+/* ends */
+
+/* the run leaves the device, which has room for another one */
+
+static void
+sd_run_end(sd_engine_device_t *d, sd_run_t *run)
+{
+    sd_job_t      *job;
+    sd_picture_t  *picture;
+
+    pthread_mutex_lock(&d->engine->lock);
+
+    job = run->job;
+    picture = run->picture;
+
+    memset(run, 0, sizeof(sd_run_t));
+    d->nrunning--;
+
+    pthread_cond_broadcast(&d->engine->device_cond);
+    pthread_mutex_unlock(&d->engine->lock);
+
+    sd_picture_destroy(picture);
+    sd_job_unref(job);
+}
+
+
+void
+sd_run_fail(sd_engine_device_t *d, sd_run_t *run, const sd_error_t *err)
+{
+    int           first;
+    sd_job_t     *job;
+    sd_engine_t  *e;
+
+    e = d->engine;
+    job = run->job;
+
+    pthread_mutex_lock(&e->lock);
+
+    first = atomic_load(&job->cancelled) == SD_CANCEL_NONE;
+
+    if (first) {
+        job->error = *err;
+
+        /* takes it out of the queue, where pictures of it wait */
+        sd_queue_cancel_locked(job, SD_CANCEL_FAILED);
+    }
+
+    pthread_mutex_unlock(&e->lock);
+
+    if (first) {
+        sd_engine_log(e, SD_LOG_ERR, "request %s failed: %s", job->info.id,
+                      err->message);
+    }
+
+    sd_run_cancelled(d, run);
+}
+
+
+/*
+ * A picture that ends early takes its state with it; that of the job's last one
+ * is in the event that ends the response.
+ */
+
+void
+sd_run_cancelled(sd_engine_device_t *d, sd_run_t *run)
+{
+    int           reason;
+    sd_job_t     *job;
+    sd_mail_t    *mail;
+    sd_error_t    error, ignored;
+    sd_engine_t  *e;
+
+    e = d->engine;
+    job = run->job;
+
+    pthread_mutex_lock(&e->lock);
+
+    e->wasted += run->step - run->first;
+    reason = atomic_load(&job->cancelled);
+
+    if (reason == SD_CANCEL_FAILED) {
+        error = job->error;
+
+    } else {
+        sd_cancel_error(&error, reason);
+    }
+
+    pthread_mutex_unlock(&e->lock);
+
+    if (reason == SD_CANCEL_FAILED || reason == SD_CANCEL_TIMEOUT
+        || reason == SD_CANCEL_DRAIN)
+    {
+        mail = sd_run_mail(run, SD_EVENT_ERROR);
+
+        /* a picture that has not begun has no state to give, and one that has
+         * failed may have none */
+
+        if (mail && run->phase != SD_RUN_BEGIN
+            && sd_picture_state(run->picture, &mail->latent, &ignored)
+               != SD_OK)
+        {
+            mail->latent.len = 0;
+        }
+
+        if (mail) {
+            mail->event.error = error;
+        }
+
+        if (sd_run_post(d, run, mail, SD_ENDS_EARLY, &ignored) != SD_OK) {
+            sd_job_error(job, &error);
+        }
+    }
+
+    sd_run_end(d, run);
+}
