@@ -30,17 +30,17 @@ typedef struct {
 
 static const sd_params_t  pictures[] = {
     { "a red house", "night", WIDTH, HEIGHT, 6, 4, 42, NULL, NULL, 0, -1,
-      0 },
+      0, 0 },
     { "the sea", "", WIDTH, HEIGHT, 4, 1, 7, NULL, NULL, 0, -1,
-      0 },
+      0, 0 },
     { "a hill", "", WIDTH, HEIGHT, 5, 7.5, 1, NULL, NULL, 0, -1,
-      0 },
+      0, 0 },
     { "rain", "sun", WIDTH, HEIGHT, 7, 2, 3, NULL, NULL, 0, -1,
-      0 },
+      0, 0 },
     { "a field", "", WIDTH, HEIGHT, 3, 0, 9, NULL, NULL, 0, -1,
-      0 },
+      0, 0 },
     { "fog", "", WIDTH, HEIGHT, 6, 3, 42, NULL, NULL, 0, -1,
-      0 }
+      0, 0 }
 };
 
 static const char  *samplers[] = {
