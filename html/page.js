@@ -385,7 +385,7 @@ function describe() {
 
     $("reuse").disabled = run.seed === undefined;
     form.elements.seed.placeholder =
-        run.seed === undefined ? "random" : `random (was ${run.seed})`;
+        run.seed === undefined ? "random" : `was ${run.seed}`;
 
     if (run.warning && $("error").hidden) {
         say(sentence(run.warning));

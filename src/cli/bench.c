@@ -3,8 +3,8 @@
  *
  * Measures the parts that a picture is made of: the prompt (tokenizer and text
  * encoder, negative prompt included), a step (UNet with guidance, sampler), the
- * decoding, and a whole picture from prompt to JPEG; and the memory that all
- * this took against what was planned.
+ * decoding, and a whole picture from prompt to JPEG, without previews and with
+ * one of each step; and the memory that all this took against what was planned.
  *
  * --lines is for bench/run, which takes turns between this and other programs:
  * a command a line on stdin, the answer a line on stdout.
@@ -51,7 +51,7 @@ static const char  sd_bench_usage[] =
 "sd bench [options]\n"
 "\n"
 "Measures a model on this machine: its prompt, a step, the decoding, a whole\n"
-"picture from prompt to JPEG, and memory.\n"
+"picture from prompt to JPEG, one with a preview of each step, and memory.\n"
 "\n"
 "    --model DIR         the embedded model\n"
 "    --device NAME       cpu, or cuda, cuda:0 ...\n"
@@ -67,7 +67,8 @@ static const char  sd_bench_usage[] =
 "    --profile           time by operation and shape, as shares of the peak of\n"
 "                        fp32 multiplications and additions\n"
 "    --lines             do what stdin says, line by line: prompt, step,\n"
-"                        decode, generate, memory, peak, save FILE\n";
+"                        decode, generate, previews, memory, peak, save\n"
+"                        FILE\n";
 
 
 static int
@@ -168,8 +169,44 @@ sd_bench_decode(sd_bench_t *b, double *seconds, sd_error_t *err)
 }
 
 
+/* an rgb preview as the engine sends it: scaled up, and a JPEG; all of it here,
+ * while the engine's encoder threads do most of it beside the steps */
+
 static int
-sd_bench_generate(sd_bench_t *b, double *seconds, sd_error_t *err)
+sd_bench_preview(sd_bench_t *b, sd_error_t *err)
+{
+    int       rc, scale;
+    uint8_t  *small;
+    sd_buf_t  jpeg;
+
+    memset(&jpeg, 0, sizeof(jpeg));
+
+    scale = b->model->vae_scale;
+    small = malloc((size_t) b->params.width / scale
+                   * (b->params.height / scale) * 3);
+
+    if (small == NULL) {
+        return sd_fail(err, "no memory for a preview");
+    }
+
+    rc = sd_picture_preview(b->picture, &b->cx, small, err);
+
+    if (rc == SD_OK) {
+        sd_image_upscale(b->rgb, small, b->params.width / scale,
+                         b->params.height / scale, scale);
+        rc = sd_jpeg_encode(&jpeg, b->rgb, b->params.width, b->params.height,
+                            90, err);
+    }
+
+    free(small);
+    sd_buf_free(&jpeg);
+
+    return rc;
+}
+
+
+static int
+sd_bench_whole(sd_bench_t *b, int previews, double *seconds, sd_error_t *err)
 {
     int       i, rc;
     double    start;
@@ -186,6 +223,12 @@ sd_bench_generate(sd_bench_t *b, double *seconds, sd_error_t *err)
 
     for (i = 0; i < b->params.steps; i++) {
         if (sd_cli_step(b->batch, b->picture, err) != SD_OK) {
+            return SD_ERROR;
+        }
+
+        if (previews && i + 1 < b->params.steps
+            && sd_bench_preview(b, err) != SD_OK)
+        {
             return SD_ERROR;
         }
     }
@@ -206,6 +249,20 @@ sd_bench_generate(sd_bench_t *b, double *seconds, sd_error_t *err)
 }
 
 
+static int
+sd_bench_generate(sd_bench_t *b, double *seconds, sd_error_t *err)
+{
+    return sd_bench_whole(b, 0, seconds, err);
+}
+
+
+static int
+sd_bench_previews(sd_bench_t *b, double *seconds, sd_error_t *err)
+{
+    return sd_bench_whole(b, 1, seconds, err);
+}
+
+
 static const struct {
     const char        *name;
     sd_bench_part_pt   run;
@@ -214,6 +271,7 @@ static const struct {
     { "step",     sd_bench_step },
     { "decode",   sd_bench_decode },
     { "generate", sd_bench_generate },
+    { "previews", sd_bench_previews },
     { NULL,       NULL }
 };
 

@@ -31,6 +31,19 @@ static char         dir[64];
 static sd_device_t  *device;
 
 
+static void
+clean(void)
+{
+    char  command[128];
+
+    snprintf(command, sizeof(command), "rm -r %s", dir);
+
+    if (system(command) != 0) {
+        fprintf(stderr, "%s stays\n", dir);
+    }
+}
+
+
 /* a directory of links to the small model's files */
 
 static void
@@ -58,6 +71,8 @@ prepare(void)
     {
         __builtin_trap();
     }
+
+    atexit(clean);
 
     for (i = 0; i < sizeof(parts) / sizeof(parts[0]); i++) {
         snprintf(to, sizeof(to), "%s/%s", dir, parts[i]);

@@ -16,6 +16,19 @@ static char  dir[64];
 
 
 static void
+clean(void)
+{
+    char  command[128];
+
+    snprintf(command, sizeof(command), "rm -r %s", dir);
+
+    if (system(command) != 0) {
+        fprintf(stderr, "%s stays\n", dir);
+    }
+}
+
+
+static void
 prepare(void)
 {
     int          i;
@@ -32,6 +45,8 @@ prepare(void)
     if (mkdtemp(dir) == NULL) {
         __builtin_trap();
     }
+
+    atexit(clean);
 
     for (i = 0; i < 2; i++) {
         memset(&b, 0, sizeof(sd_buf_t));
