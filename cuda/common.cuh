@@ -89,6 +89,25 @@ sd_copy_wait(void)
 }
 
 
+/*
+ * d: [16, 8] += a: [16, 16] b^T, b: [8, 16], halves in pairs.  Lane 4 g + q has
+ * rows g (a[0], a[2]) and g + 8 (a[1], a[3]) of a, columns 2 q, 2 q + 1 and 8
+ * further ones; the same columns of row g of b; of d columns 2 q, 2 q + 1 of
+ * rows g and g + 8
+ */
+
+SD_FN void
+sd_mma(float *d, const uint32_t *a, const uint32_t *b)
+{
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+                 "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+                 "{%0, %1, %2, %3};"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]),
+                   "r"(b[1]));
+}
+
+
 /* clusters; nothing before sm_90 */
 
 SD_FN void

@@ -956,7 +956,8 @@ sd_conv_direct(sd_context_t *cx, sd_tensor_t y, const sd_conv2d_t *d)
     c.stride = d->w->stride;
     c.upsample = d->w->upsample;
 
-    return sd_cuda_done(cx, sd_cuda_conv_direct(sd_cuda_stream(cx), &c),
+    return sd_cuda_done(cx, sd_cuda_conv_direct(sd_cuda_stream(cx),
+                                &sd_cuda_of(cx)->device->chip, &c),
                         "conv_direct");
 }
 

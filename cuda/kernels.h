@@ -103,7 +103,8 @@ typedef struct {
     int                   n, h, wd, c, c2, oh, ow, k, r, stride, upsample;
 } sd_cuda_conv_t;
 
-cudaError_t sd_cuda_conv_direct(cudaStream_t s, const sd_cuda_conv_t *d);
+cudaError_t sd_cuda_conv_direct(cudaStream_t s, const sd_cuda_chip_t *chip,
+    const sd_cuda_conv_t *d);
 
 
 /* layout.cu */

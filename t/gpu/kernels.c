@@ -626,7 +626,7 @@ test_conv(const conv_t *t)
         d.y = dy;
         d.residual = t->residual ? dy : NULL;
 
-        must(sd_cuda_conv_direct(stream, &d), "conv_direct");
+        must(sd_cuda_conv_direct(stream, &chip, &d), "conv_direct");
         out = host(dy, one * 2 * n);
 
         for (i = 0; j == 0 && i < 3000; i++) {
@@ -1253,7 +1253,7 @@ run_conv(const bench_t *b, void *x, void *y)
     d.r = 3;
     d.stride = 1;
 
-    return sd_cuda_conv_direct(stream, &d);
+    return sd_cuda_conv_direct(stream, &chip, &d);
 }
 
 

@@ -573,6 +573,7 @@ conv(int n, int h, int w, int c, int c2, int k, int r, int stride, int up,
         }
     }
 
+    sd_cuda_chip_t  chip = { 90, 132, 232448 };
     sd_cuda_conv_t  t = {};
 
     t.x = in.data();
@@ -598,7 +599,7 @@ conv(int n, int h, int w, int c, int c2, int k, int r, int stride, int up,
 
         t.residual = residual ? p : NULL;
         t.y = p;
-        return sd_cuda_conv_direct(NULL, &t);
+        return sd_cuda_conv_direct(NULL, &chip, &t);
     });
 
     d = difference(out, ref);
@@ -613,7 +614,7 @@ conv(int n, int h, int w, int c, int c2, int k, int r, int stride, int up,
 
     t.residual = residual ? alone.data() : NULL;
     t.y = alone.data();
-    (void) sd_cuda_conv_direct(NULL, &t);
+    (void) sd_cuda_conv_direct(NULL, &chip, &t);
 
     if (memcmp(alone.data(), out.data(), alone.size() * 2) != 0) {
         ok(0, "%s: alone and in a batch", name);
@@ -633,6 +634,8 @@ convs(void)
     conv(1, 6, 5, 9, 4, 8, 3, 1, 0, 0, 1, 0);
     conv(1, 11, 3, 4, 0, 8, 1, 1, 0, 0, 1, 0);
     conv(1, 1, 1, 16, 0, 16, 3, 1, 0, 0, 1, 0);
+    conv(2, 7, 11, 8, 0, 40, 3, 1, 0, 0, 1, 1);
+    conv(1, 20, 19, 3, 0, 128, 3, 1, 0, 0, 1, 0);
 
     for (up = 0; up < 2; up++) {
         conv(1, 4, 5, 4, 0, 24, 3, 1, 1, up, 1, 1);
@@ -643,6 +646,8 @@ convs(void)
     conv(1, 17, 33, 32, 0, 4, 3, 1, 0, 0, 1, 1);
     conv(2, 8, 8, 320, 0, 4, 3, 1, 0, 0, 1, 0);
     conv(1, 3, 40, 64, 0, 8, 3, 1, 0, 0, 0, 0);
+    conv(3, 97, 65, 40, 0, 3, 3, 1, 0, 0, 1, 1);
+    conv(1, 9, 10, 160, 0, 6, 3, 1, 0, 0, 1, 0);
     conv(1, 5, 5, 24, 16, 3, 3, 1, 0, 0, 1, 1);
     conv(1, 20, 19, 40, 0, 1, 3, 1, 0, 0, 1, 1);
     conv(1, 5, 5, 16, 8, 5, 3, 2, 0, 0, 1, 1);

@@ -10,7 +10,7 @@
  * each block, and has its exact size, for AddressSanitizer to see who leaves
  * it.  A barrier that some threads do not reach aborts.
  *
- * Not covered: tensor cores, textures, TMA, streams.
+ * Not covered: wgmma, textures, TMA, streams.
  */
 
 #ifndef CUDA_HOST_H
@@ -179,6 +179,7 @@ typedef struct {
     int                 arrived;        /* at cluster barriers */
     uint3               thread;
     uint64_t            slot[2];
+    uint32_t            mma[2][6];
     char               *stack;
 #if defined(__x86_64__)
     void               *sp;
@@ -514,6 +515,46 @@ __shfl_xor_sync(unsigned mask, float v, int x)
     memcpy(&v, &f->slot[turn], sizeof(float));
 
     return v;
+}
+
+
+/* products are exact, sums in order */
+
+static inline void
+sd_mma(float *d, const uint32_t *a, const uint32_t *b)
+{
+    int                 i, k, lane, q, g, turn, row, col, warp;
+    float               sum;
+    uint32_t            x, w;
+    cuda_host_fiber_t  *f = &cuda_host.fibers[cuda_host.current];
+
+    turn = f->turn ^= 1;
+    memcpy(f->mma[turn], a, 16);
+    memcpy(&f->mma[turn][4], b, 8);
+
+    cuda_host_yield(CUDA_HOST_WARP);
+
+    warp = cuda_host.fibers[cuda_host.current].warp;
+    lane = cuda_host.current - warp;
+
+    for (i = 0; i < 4; i++) {
+        row = lane / 4 + i / 2 * 8;
+        col = lane % 4 * 2 + i % 2;
+        sum = d[i];
+
+        for (k = 0; k < 16; k++) {
+            q = k % 8 / 2;
+            g = row % 8 * 4 + q;
+            x = cuda_host.fibers[warp + g].mma[turn][row / 8 + k / 8 * 2];
+            g = col * 4 + q;
+            w = cuda_host.fibers[warp + g].mma[turn][4 + k / 8];
+
+            sum += __half2float(__half{(uint16_t) (x >> k % 2 * 16)})
+                   * __half2float(__half{(uint16_t) (w >> k % 2 * 16)});
+        }
+
+        d[i] = sum;
+    }
 }
 
 
