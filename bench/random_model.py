@@ -1,10 +1,14 @@
-"""Makes a model of Stable Diffusion 1.5's size, with random weights.
+"""Makes a model of a published one's size, with random weights.
 
-    python sd15.py OUT
+    python random_model.py sd15|sd21base|sd21v OUT
 
-Configurations are SD 1.5's, weights are the libraries' own initialisation, in
-fp16, the tokenizer is made up: nothing is downloaded.  What a computation costs
-does not depend on what the weights say.  About 2.1 GB.
+Configurations are Stable Diffusion 1.5's, 2.1-base's and 2.1's; weights are the
+libraries' own initialisation, in fp16, and the tokenizer is made up: nothing is
+downloaded.  What a computation costs does not depend on what the weights say.
+The last convolutions of UNet and decoder are scaled, so that noise comes out
+with a standard deviation of 1, and a picture with one that bytes can hold:
+differences mean something then.  2.1 to 2.6 GB; made on a GPU where there is
+one.
 """
 import json
 import os
@@ -36,6 +40,13 @@ UNET = {
     "norm_eps": 1e-05,
     "cross_attention_dim": 768,
     "attention_head_dim": 8,
+}
+
+UNET_2 = {
+    **UNET,
+    "cross_attention_dim": 1024,
+    "attention_head_dim": [5, 10, 20, 20],
+    "use_linear_projection": True,
 }
 
 VAE = {
@@ -70,6 +81,16 @@ TEXT = {
     "pad_token_id": 1,
 }
 
+TEXT_2 = {
+    **TEXT,
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "projection_dim": 512,
+    "num_hidden_layers": 23,
+    "num_attention_heads": 16,
+    "hidden_act": "gelu",
+}
+
 SCHEDULER = {
     "_class_name": "PNDMScheduler",
     "beta_end": 0.012,
@@ -83,13 +104,28 @@ SCHEDULER = {
     "trained_betas": None,
 }
 
+VELOCITY = {
+    **SCHEDULER,
+    "_class_name": "DDIMScheduler",
+    "prediction_type": "v_prediction",
+}
+
+# unet, text encoder, scheduler
+MODELS = {
+    "sd15": (UNET, TEXT, SCHEDULER),
+    "sd21base": (UNET_2, TEXT_2, SCHEDULER),
+    "sd21v": ({**UNET_2, "sample_size": 96, "upcast_attention": True}, TEXT_2,
+              VELOCITY),
+}
+
+DEVIATION = {"unet": 1.0, "vae": 0.35}
+
 INDEX = {
     "_class_name": "StableDiffusionPipeline",
     "_diffusers_version": "0.30.0",
     "feature_extractor": [None, None],
     "requires_safety_checker": False,
     "safety_checker": [None, None],
-    "scheduler": ["diffusers", "PNDMScheduler"],
     "text_encoder": ["transformers", "CLIPTextModel"],
     "tokenizer": ["transformers", "CLIPTokenizer"],
     "unet": ["diffusers", "UNet2DConditionModel"],
@@ -156,19 +192,40 @@ def write_model(out, model):
         os.chmod(os.path.join(out, name), 0o644)
 
 
-def main(out):
+@torch.no_grad()
+def balance(conv, deviation, run):
+    """so that what run() returns deviates as wanted"""
+    conv.weight.mul_(deviation / run().std())
+    conv.bias.zero_()
+
+
+def main(name, out):
+    unet, text, scheduler = MODELS[name]
     making = out + ".making"
     shutil.rmtree(making, ignore_errors=True)
     torch.manual_seed(0)
-    write_json(making + "/model_index.json", INDEX)
-    write_json(making + "/scheduler/scheduler_config.json", SCHEDULER)
+    if torch.cuda.is_available():
+        torch.set_default_device("cuda")
+    write_json(making + "/model_index.json", {
+        **INDEX, "scheduler": ["diffusers", scheduler["_class_name"]]})
+    write_json(making + "/scheduler/scheduler_config.json", scheduler)
     write_tokenizer(making + "/tokenizer")
     write_model(making + "/text_encoder", transformers.CLIPTextModel(
-        transformers.CLIPTextConfig(**TEXT)))
-    write_model(making + "/vae", diffusers.AutoencoderKL(**VAE))
-    write_model(making + "/unet", diffusers.UNet2DConditionModel(**UNET))
+        transformers.CLIPTextConfig(**text)))
+
+    noise = torch.randn(1, 4, 32, 32)
+    model = diffusers.AutoencoderKL(**VAE)
+    balance(model.decoder.conv_out, DEVIATION["vae"],
+            lambda: model.decode(noise).sample)
+    write_model(making + "/vae", model)
+
+    model = diffusers.UNet2DConditionModel(**unet)
+    prompt = torch.randn(1, 77, unet["cross_attention_dim"])
+    balance(model.conv_out, DEVIATION["unet"],
+            lambda: model(noise, 500, prompt).sample)
+    write_model(making + "/unet", model)
     os.rename(making, out)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])
