@@ -350,6 +350,10 @@ sd_isa(sd_conv2d)(sd_context_t *cx, sd_tensor_t y, const sd_conv2d_t *d)
         return sd_isa(sd_winograd)(cx, y, d);
     }
 
+    if (p.packed.narrow) {
+        return sd_isa(sd_narrow)(cx, y, d);
+    }
+
     if (cx->plan) {
         return SD_OK;
     }
