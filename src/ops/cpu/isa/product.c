@@ -18,6 +18,7 @@
  */
 
 #include "../bf16.h"
+#include "../finish.h"
 #include "isa.h"
 
 
@@ -56,8 +57,6 @@ static void sd_product_task(void *data, int task, char *scratch);
 static void sd_product_gather(const sd_product_t *p, float *dst, size_t ld,
     int row, int rows, int tap, int source, int c0, int c);
 static void sd_product_widen(float *dst, const sd_bf16_t *src, size_t k, int c);
-static void sd_product_end(const sd_product_t *p, const float *sums, size_t ld,
-    int row, int rows, int first, int last);
 static int sd_product_run(sd_context_t *cx, sd_product_t *p);
 
 
@@ -128,82 +127,6 @@ sd_product_widen(float *dst, const sd_bf16_t *src, size_t k, int c)
 
         k += 2;
         dst += 2 * SD_PANEL;
-    }
-}
-
-
-sd_inline v16
-sd_act(v16 x, sd_act_t act)
-{
-    switch (act) {
-
-    case SD_ACT_SILU:
-        return v_swish(x, 1.0f);
-
-    case SD_ACT_GELU:
-        return v_gelu(x);
-
-    case SD_ACT_QUICK_GELU:
-        return v_swish(x, 1.702f);
-
-    case SD_ACT_GELU_TANH:
-        return v_gelu_tanh(x);
-
-    default:
-        return x;
-    }
-}
-
-
-/*
- * bias, activation, residual of panels first .. last - 1; row by row, so that
- * memory is written in its order
- */
-
-static void
-sd_product_end(const sd_product_t *p, const float *sums, size_t ld, int row,
-    int rows, int first, int last)
-{
-    int           i, n, width, at, end;
-    v16           v, gate;
-    float        *y;
-    const float  *bias, *residual, *s;
-
-    /* outputs of a panel */
-
-    width = p->act == SD_ACT_GEGLU ? SD_PANEL / 2 : SD_PANEL;
-    end = sd_min(last * width, p->outputs);
-
-    for (i = 0; i < rows; i++, sums += ld) {
-        y = p->y + (size_t) (row + i) * p->outputs;
-        residual = p->residual == NULL ? NULL
-                   : p->residual + (size_t) (row + i) * p->outputs;
-        bias = p->weight + p->packed.bias + first * SD_PANEL;
-        s = sums;
-
-        for (at = first * width; at < end; at += SD_LANES) {
-            v = v_add(v_load(s), v_load(bias));
-
-            if (p->act == SD_ACT_GEGLU) {
-                gate = v_add(v_load(s + SD_LANES), v_load(bias + SD_LANES));
-                v = v_mul(v, v_gelu(gate));
-                s += SD_LANES;
-                bias += SD_LANES;
-
-            } else {
-                v = sd_act(v, p->act);
-            }
-
-            s += SD_LANES;
-            bias += SD_LANES;
-            n = end - at;
-
-            if (residual != NULL) {
-                v = v_add(v, v_loadx(residual + at, n));
-            }
-
-            v_storex(y + at, v, n);
-        }
     }
 }
 
@@ -299,7 +222,11 @@ sd_product_task(void *data, int task, char *scratch)
         }
     }
 
-    sd_product_end(p, sums, ld, row, rows, first, last);
+    at = (size_t) row * p->outputs;
+
+    sd_finish(p->y + at, p->residual == NULL ? NULL : p->residual + at, sums,
+              ld, p->weight + p->packed.bias, rows, p->outputs, first, last,
+              p->act);
 }
 
 
