@@ -78,7 +78,15 @@ sd_bf16_run(sd_context_t *cx, sd_bf16_product_t *p, const sd_weight_t *w,
 static int
 sd_bf16_conv2d(sd_context_t *cx, sd_tensor_t y, const sd_conv2d_t *d)
 {
+    sd_packed_t        packed;
     sd_bf16_product_t  p;
+
+    sd_cpu_packed(cx->device, d->w, &packed);
+
+    if (!packed.bf16) {
+        return (cx->plan ? &sd_kernels_baseline : &sd_kernels_avx512)
+               ->conv2d(cx, y, d);
+    }
 
     memset(&p, 0, sizeof(sd_bf16_product_t));
 

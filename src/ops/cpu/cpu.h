@@ -25,6 +25,9 @@
 /* columns of a panel of packed weights; see weight.c */
 #define SD_PANEL    32
 
+/* outputs of a convolution that are too few for a panel; see isa/narrow.c */
+#define SD_NARROW   4
+
 #define SD_SCRATCH  ((size_t) 16 << 20)
 
 #define sd_align(n, a)  (((n) + (a) - 1) / (a) * (a))
@@ -57,6 +60,7 @@ int sd_pool_run(sd_context_t *cx, sd_task_pt task, void *data, int n);
 typedef struct {
     int      bf16;              /* the matrix is; see bf16.h */
     int      winograd;          /* 36 transformed filters instead of 9 taps */
+    int      narrow;            /* matrix is [k][taps][c], 16 zeros behind */
     int      taps;              /* r * r */
     int      panels;            /* of SD_PANEL columns, the last one maybe of
                                    half as many */

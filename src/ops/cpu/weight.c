@@ -17,6 +17,11 @@
  *
  *     bias [columns] | position 0: panel 0 [c][32] | panel 1 ... | position 1
  *
+ * One with very few outputs lies as it came, but for the order: see
+ * isa/narrow.c.
+ *
+ *     bias [columns] | [k][taps][c] | 16 zeros
+ *
  * Panels are packed by tasks of the pool, each of which reads its own outputs:
  * a model of SD 1.5's size has 860 million weights, most of them transformed.
  */
@@ -62,6 +67,8 @@ typedef struct {
 
 
 static int sd_output(const sd_weight_t *w, int column);
+static void sd_narrow_pack(const sd_weight_t *w, const sd_packed_t *p,
+    const float *data);
 static void sd_panel_pack(void *data, int task, char *scratch);
 static void sd_winograd_pack(void *data, int task, char *scratch);
 static void sd_bf16_pack(void *data, int task, char *scratch);
@@ -91,6 +98,15 @@ sd_cpu_packed(const sd_device_t *dev, const sd_weight_t *w, sd_packed_t *p)
 
     p->columns = w->geglu ? 2 * sd_align(w->k / 2, half) : sd_align(w->k, half);
     p->panels = (p->columns + SD_PANEL - 1) / SD_PANEL;
+
+    if (w->kind == SD_WEIGHT_CONV && w->r == 3 && w->stride == 1
+        && !w->upsample && w->k <= SD_NARROW && w->c >= SD_PANEL / 2)
+    {
+        p->narrow = 1;
+        p->matrix = sd_align(p->columns, SD_PANEL);
+        p->size = p->matrix + p->rows * w->k + SD_PANEL / 2;
+        return;
+    }
 
     if (dev->precision == SD_PRECISION_BF16) {
         p->bf16 = 1;
@@ -185,6 +201,11 @@ sd_cpu_weight_pack(sd_device_t *dev, sd_weight_t *w, const float *data,
         out[i] = k >= 0 && bias != NULL ? bias[k] : 0;
     }
 
+    if (p->narrow) {
+        sd_narrow_pack(w, p, data);
+        return SD_OK;
+    }
+
     task = p->bf16 ? sd_bf16_pack
                    : p->winograd ? sd_winograd_pack : sd_panel_pack;
 
@@ -195,6 +216,28 @@ sd_cpu_weight_pack(sd_device_t *dev, sd_weight_t *w, const float *data,
     cx.err = err;
 
     return sd_pool_run(&cx, task, &pack, p->panels);
+}
+
+
+/* lanes are channels here, so no panels; zeros are there already */
+
+static void
+sd_narrow_pack(const sd_weight_t *w, const sd_packed_t *p, const float *data)
+{
+    int     c, k, tap;
+    float  *dst;
+
+    dst = (float *) w->data + p->matrix;
+
+    for (k = 0; k < w->k; k++) {
+        for (c = 0; c < w->c; c++) {
+            for (tap = 0; tap < p->taps; tap++) {
+                dst[tap * w->c + c] = *data++;
+            }
+        }
+
+        dst += p->rows;
+    }
 }
 
 

@@ -6,13 +6,12 @@
  * 1000 (k of 320: memory) to 1900.
  */
 
+#include "../finish.h"
 #include "bf16_isa.h"
 
 
 static void sd_bf16_gather(const sd_bf16_product_t *p, sd_bf16_t *dst, int row,
     int rows, int tap, int c0, int c);
-static void sd_bf16_end(const sd_bf16_product_t *p, const float *sums,
-    size_t ld, int row, int rows, int panel);
 
 
 void
@@ -60,8 +59,9 @@ static void
 sd_bf16_gather(const sd_bf16_product_t *p, sd_bf16_t *dst, int row, int rows,
     int tap, int c0, int c)
 {
-    int     i, n, x, y, iy, ix, pad;
-    size_t  at;
+    int               i, j, n, x, y, iy, ix, pad;
+    size_t            at;
+    const sd_bf16_t  *src;
 
     pad = p->r / 2;
 
@@ -78,7 +78,13 @@ sd_bf16_gather(const sd_bf16_product_t *p, sd_bf16_t *dst, int row, int rows,
 
         } else {
             at = ((size_t) n * p->sh + (iy >> p->up)) * p->sw + (ix >> p->up);
-            memcpy(dst, p->x + at * p->ld + c0, c * sizeof(sd_bf16_t));
+            src = p->x + at * p->ld + c0;
+
+            /* memcpy() would take longer to begin than to copy */
+
+            for (j = 0; j < c; j += SD_BF16_K) {
+                _mm512_storeu_si512(dst + j, _mm512_loadu_si512(src + j));
+            }
         }
 
         dst += c + SD_BF16_SKEW;
@@ -95,68 +101,6 @@ sd_bf16_gather(const sd_bf16_product_t *p, sd_bf16_t *dst, int row, int rows,
 
     memset(dst, 0, (sd_align(rows, SD_PANEL) - rows) * (c + SD_BF16_SKEW)
                    * sizeof(sd_bf16_t));
-}
-
-
-static void
-sd_bf16_end(const sd_bf16_product_t *p, const float *sums, size_t ld, int row,
-    int rows, int panel)
-{
-    int           i, j, n, first, width;
-    v16           v, gate;
-    size_t        at;
-    const float  *bias;
-
-    bias = p->bias + panel * SD_PANEL;
-
-    width = p->act == SD_ACT_GEGLU ? SD_PANEL / 2 : SD_PANEL;
-    first = panel * width;
-
-    for (i = 0; i < rows; i++, sums += ld) {
-        at = (size_t) (row + i) * p->outputs + first;
-
-        for (j = 0; j < width; j += SD_LANES) {
-            n = p->outputs - first - j;
-            if (n <= 0) {
-                break;
-            }
-
-            v = v_add(v_load(sums + j), v_load(bias + j));
-
-            switch (p->act) {
-
-            case SD_ACT_GEGLU:
-                gate = v_add(v_load(sums + SD_LANES), v_load(bias + SD_LANES));
-                v = v_mul(v, v_gelu(gate));
-                break;
-
-            case SD_ACT_SILU:
-                v = v_swish(v, 1.0f);
-                break;
-
-            case SD_ACT_GELU:
-                v = v_gelu(v);
-                break;
-
-            case SD_ACT_QUICK_GELU:
-                v = v_swish(v, 1.702f);
-                break;
-
-            case SD_ACT_GELU_TANH:
-                v = v_gelu_tanh(v);
-                break;
-
-            default:
-                break;
-            }
-
-            if (p->residual != NULL) {
-                v = v_add(v, v_loadx(p->residual + at + j, n));
-            }
-
-            v_storex(p->y + at + j, v, n);
-        }
-    }
 }
 
 
@@ -220,8 +164,8 @@ sd_bf16_product(void *data, int task, char *scratch)
 
     sd_bf16_leave(p->amx);
 
-    for (panel = first; panel < last; panel++) {
-        sd_bf16_end(p, sums + (panel - first) * SD_PANEL, ld, row, rows,
-                    panel);
-    }
+    at = (size_t) row * p->outputs;
+
+    sd_finish(p->y + at, p->residual == NULL ? NULL : p->residual + at, sums,
+              ld, p->bias, rows, p->outputs, first, last, p->act);
 }

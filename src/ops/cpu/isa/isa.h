@@ -22,34 +22,28 @@
 #define sd_isa(name)  sd_isa__(name, avx512)
 #define SD_MR         12        /* rows of a tile, by vectors of columns: */
 #define SD_NV         2         /* 24 of 32 registers are sums */
-#define SD_NV_MAX     3
-#define SD_MR48       8
-#define SD_NV48       3
+#define SD_NARROW_PIXELS  4     /* by 4 outputs are 16 sums */
 
 #elif defined(SD_AVX2)
 
 #define sd_isa(name)  sd_isa__(name, avx2)
 #define SD_MR         6         /* 12 of 16 registers */
 #define SD_NV         1
-#define SD_NV_MAX     1
-#define SD_MR48       SD_MR
-#define SD_NV48       1
+#define SD_NARROW_PIXELS  1
 
 #else
 
 #define sd_isa(name)  sd_isa__(name, baseline)
 #define SD_MR         2
 #define SD_NV         1
-#define SD_NV_MAX     1
-#define SD_MR48       SD_MR
-#define SD_NV48       1
+#define SD_NARROW_PIXELS  1
 
 #endif
 
 
 /*
  * c += a b, or c = a b where add is zero
- * a: [m, k], lda; b: [k, columns] packed, columns 16, 32 or 48;
+ * a: [m, k], lda; b: [k, columns] packed, columns 16 or 32;
  * c: [m, columns], ldc.  Sums over k in order, for any m.  ahead: bytes that
  * will be wanted next, fetched into the cache meanwhile, or NULL
  */
@@ -61,6 +55,7 @@ void sd_isa(sd_gemm)(float *c, size_t ldc, const float *a, size_t lda,
 
 /* conv2d with weights that are packed for it */
 int sd_isa(sd_winograd)(sd_context_t *cx, sd_tensor_t y, const sd_conv2d_t *d);
+int sd_isa(sd_narrow)(sd_context_t *cx, sd_tensor_t y, const sd_conv2d_t *d);
 
 int sd_isa(sd_conv2d)(sd_context_t *cx, sd_tensor_t y, const sd_conv2d_t *d);
 int sd_isa(sd_linear)(sd_context_t *cx, sd_tensor_t y, const sd_linear_t *d);

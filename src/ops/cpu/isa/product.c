@@ -6,7 +6,8 @@
  * to stay in the second-level cache, with the block's sums in scratch.  Where
  * the rows of a step do not lie in memory at a constant distance (3x3, stride,
  * enlargement) they are gathered first, zeros for what is outside; that costs
- * one copy for a whole group of panels.
+ * one copy for a whole group of panels.  Of few channels all taps are gathered
+ * side by side: a product as deep as that is one step.
  *
  * Weights in bf16 become fp32 a panel's step at a time, for a whole block of
  * rows, and x is not rounded; see bf16.h for when this is the way.
@@ -17,6 +18,7 @@
  */
 
 #include "../bf16.h"
+#include "../finish.h"
 #include "isa.h"
 
 
@@ -39,6 +41,7 @@ typedef struct {
     sd_packed_t    packed;
     const float   *weight;
     size_t         depth;       /* of a panel, a tap */
+    int            span;        /* taps of a step */
 
     int            rows;        /* of y in all */
     int            block, blocks;       /* of a task, and how many */
@@ -51,19 +54,17 @@ typedef struct {
 
 
 static void sd_product_task(void *data, int task, char *scratch);
-static void sd_product_gather(const sd_product_t *p, float *dst, int row,
-    int rows, int tap, int source, int c0, int c);
+static void sd_product_gather(const sd_product_t *p, float *dst, size_t ld,
+    int row, int rows, int tap, int source, int c0, int c);
 static void sd_product_widen(float *dst, const sd_bf16_t *src, size_t k, int c);
-static void sd_product_end(const sd_product_t *p, const float *sums, size_t ld,
-    int row, int rows, int panel, int columns);
 static int sd_product_run(sd_context_t *cx, sd_product_t *p);
 
 
 static void
-sd_product_gather(const sd_product_t *p, float *dst, int row, int rows,
-    int tap, int source, int c0, int c)
+sd_product_gather(const sd_product_t *p, float *dst, size_t ld, int row,
+    int rows, int tap, int source, int c0, int c)
 {
-    int           i, n, x, y, iy, ix, pad;
+    int           i, j, n, x, y, iy, ix, pad;
     const float  *src;
 
     pad = p->r / 2;
@@ -83,10 +84,19 @@ sd_product_gather(const sd_product_t *p, float *dst, int row, int rows,
             src = p->x[source]
                   + (((size_t) n * p->sh + (iy >> p->up)) * p->sw
                      + (ix >> p->up)) * p->ld[source] + c0;
-            memcpy(dst, src, c * sizeof(float));
+
+            /* memcpy() would take longer to begin than to copy */
+
+            for (j = 0; j + SD_LANES <= c; j += SD_LANES) {
+                v_store(dst + j, v_load(src + j));
+            }
+
+            for ( /* void */ ; j < c; j++) {
+                dst[j] = src[j];
+            }
         }
 
-        dst += c;
+        dst += ld;
 
         if (++x == p->ow) {
             x = 0;
@@ -121,81 +131,11 @@ sd_product_widen(float *dst, const sd_bf16_t *src, size_t k, int c)
 }
 
 
-sd_inline v16
-sd_act(v16 x, sd_act_t act)
-{
-    switch (act) {
-
-    case SD_ACT_SILU:
-        return v_swish(x, 1.0f);
-
-    case SD_ACT_GELU:
-        return v_gelu(x);
-
-    case SD_ACT_QUICK_GELU:
-        return v_swish(x, 1.702f);
-
-    case SD_ACT_GELU_TANH:
-        return v_gelu_tanh(x);
-
-    default:
-        return x;
-    }
-}
-
-
-/* bias, activation, residual; sums: [rows, columns] */
-
-static void
-sd_product_end(const sd_product_t *p, const float *sums, size_t ld, int row,
-    int rows, int panel, int columns)
-{
-    int           i, j, n, first, width;
-    v16           v, gate;
-    size_t        at;
-    const float  *bias;
-
-    bias = p->weight + p->packed.bias + panel * SD_PANEL;
-
-    /* outputs of a panel, and the first of them */
-
-    width = p->act == SD_ACT_GEGLU ? SD_PANEL / 2 : SD_PANEL;
-    first = panel * width;
-
-    for (i = 0; i < rows; i++, sums += ld) {
-        at = (size_t) (row + i) * p->outputs + first;
-
-        for (j = 0; j < sd_min(width, columns); j += SD_LANES) {
-            n = p->outputs - first - j;
-            if (n <= 0) {
-                break;
-            }
-
-            v = v_add(v_load(sums + j), v_load(bias + j));
-
-            if (p->act == SD_ACT_GEGLU) {
-                gate = v_add(v_load(sums + SD_LANES), v_load(bias + SD_LANES));
-                v = v_mul(v, v_gelu(gate));
-
-            } else {
-                v = sd_act(v, p->act);
-            }
-
-            if (p->residual != NULL) {
-                v = v_add(v, v_loadx(p->residual + at + j, n));
-            }
-
-            v_storex(p->y + at + j, v, n);
-        }
-    }
-}
-
-
 static void
 sd_product_task(void *data, int task, char *scratch)
 {
-    int                  row, rows, tap, source, c0, c, add, panel, first, last;
-    int                  columns;
+    int                  i, row, rows, tap, source, c0, c, add, panel, first;
+    int                  last, columns;
     float               *sums, *gathered, *wide, *s;
     size_t               ld, lda, at, next, size;
     const void          *ahead;
@@ -218,7 +158,7 @@ sd_product_task(void *data, int task, char *scratch)
 
     add = 0;
 
-    for (tap = 0; tap < p->packed.taps; tap++) {
+    for (tap = 0; tap < p->packed.taps; tap += p->span) {
         at = tap * p->depth;
 
         for (source = 0; source < 2; source++) {
@@ -226,8 +166,12 @@ sd_product_task(void *data, int task, char *scratch)
                 c = sd_min(p->c[source] - c0, SD_STEP);
 
                 if (p->gather) {
-                    sd_product_gather(p, gathered, row, rows, tap, source, c0,
-                                      c);
+                    for (i = 0; i < p->span; i++) {
+                        sd_product_gather(p, gathered + i * c, p->span * c, row,
+                                          rows, tap + i, source, c0, c);
+                    }
+
+                    c *= p->span;
                     a = gathered;
                     lda = c;
 
@@ -278,12 +222,11 @@ sd_product_task(void *data, int task, char *scratch)
         }
     }
 
-    for (panel = first; panel < last; panel++) {
-        columns = sd_min(SD_PANEL, p->packed.columns - panel * SD_PANEL);
+    at = (size_t) row * p->outputs;
 
-        sd_product_end(p, sums + (panel - first) * SD_PANEL, ld, row, rows,
-                       panel, columns);
-    }
+    sd_finish(p->y + at, p->residual == NULL ? NULL : p->residual + at, sums,
+              ld, p->weight + p->packed.bias, rows, p->outputs, first, last,
+              p->act);
 }
 
 
@@ -293,6 +236,11 @@ sd_product_run(sd_context_t *cx, sd_product_t *p)
     int  n;
 
     p->depth = p->packed.rows / p->packed.taps;
+
+    /* few channels: a row of all taps at once */
+
+    p->span = p->gather && p->c[1] == 0 && p->depth == (size_t) p->c[0]
+              && p->packed.rows <= SD_STEP ? p->packed.taps : 1;
 
     /* how the work is cut changes no sum */
 
@@ -348,6 +296,10 @@ sd_isa(sd_conv2d)(sd_context_t *cx, sd_tensor_t y, const sd_conv2d_t *d)
 
     if (p.packed.winograd) {
         return sd_isa(sd_winograd)(cx, y, d);
+    }
+
+    if (p.packed.narrow) {
+        return sd_isa(sd_narrow)(cx, y, d);
     }
 
     if (cx->plan) {
