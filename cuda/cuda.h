@@ -113,7 +113,7 @@ void sd_cuda_plan_add(sd_cuda_device_t *dev, sd_cuda_plan_t *plan,
 void sd_cuda_plans_free(sd_cuda_device_t *dev);
 
 /* as in sd_ops_t */
-int sd_cuda_plans(sd_device_t *dev, const char *path, int save,
+int sd_cuda_plans(sd_device_t *device, const char *dir, int save,
     sd_error_t *err);
 
 

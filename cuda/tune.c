@@ -100,7 +100,7 @@ sd_cuda_plans_free(sd_cuda_device_t *dev)
 
 
 /*
- * The file: a line that says what the plans are for, then one a line,
+ * The file, named as the numerics id: a line that says what the plans are for, then one a line,
  *
  *     kind  ints of the key ...  microseconds  the choice in its kind's words
  *
@@ -262,12 +262,14 @@ sd_cuda_plans_save(sd_cuda_device_t *dev, const char *path, const char *head,
 
 
 int
-sd_cuda_plans(sd_device_t *device, const char *path, int save,
-    sd_error_t *err)
+sd_cuda_plans(sd_device_t *device, const char *dir, int save, sd_error_t *err)
 {
     int                rc;
-    char               head[512];
+    char               head[512], path[PATH_MAX - 32];
     sd_cuda_device_t  *dev = device->impl;
+
+    snprintf(path, sizeof(path), "%.*s/%s.plans", (int) sizeof(path) - 128,
+             dir, device->numerics);
 
     if (sd_cuda_plans_head(dev, head, sizeof(head)) != SD_OK) {
         return sd_fail(err, "%s does not tell its name", device->name);

@@ -62,7 +62,7 @@ static const char  sd_bench_usage[] =
 "    --prompt TEXT       something\n"
 "    --latents FILE      the initial noise, as for \"sd generate\"\n"
 "    --pictures N        on a card: at most so many at a time; 16\n"
-"    --plans FILE        on a card: what was tuned before, and is now\n"
+"    --plans DIR         on a card: what \"sd tune\" has found\n"
 "    --rounds N          measure each part so often, show the median; 3\n"
 "    --profile           time by operation and shape, as shares of the peak of\n"
 "                        fp32 multiplications and additions\n"

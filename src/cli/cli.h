@@ -13,6 +13,7 @@
 int sd_cli_generate(int argc, char **argv);
 int sd_cli_check(int argc, char **argv);
 int sd_cli_bench(int argc, char **argv);
+int sd_cli_tune(int argc, char **argv);
 
 /* the embedded model, found from where the executable is; static */
 const char *sd_cli_default_model(void);

@@ -29,7 +29,8 @@ static const struct {
 } sd_commands[] = {
     { "generate", sd_cli_generate, "paint pictures from a prompt" },
     { "check", sd_cli_check, "check a model, as nginx -t does" },
-    { "bench", sd_cli_bench, "measure a model on this machine" }
+    { "bench", sd_cli_bench, "measure a model on this machine" },
+    { "tune", sd_cli_tune, "choose a card's fastest kernels for a model" }
 };
 
 #define SD_COMMANDS  (sizeof(sd_commands) / sizeof(sd_commands[0]))

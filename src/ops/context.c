@@ -111,9 +111,9 @@ sd_device_close(sd_device_t *dev)
 
 
 int
-sd_device_plans(sd_device_t *dev, const char *path, int save, sd_error_t *err)
+sd_device_plans(sd_device_t *dev, const char *dir, int save, sd_error_t *err)
 {
-    return dev->ops->plans ? dev->ops->plans(dev, path, save, err) : SD_OK;
+    return dev->ops->plans ? dev->ops->plans(dev, dir, save, err) : SD_OK;
 }
 
 

@@ -132,11 +132,11 @@ void sd_device_close(sd_device_t *dev);
 
 /*
  * what a device has found out about itself, such as which of several kernels
- * is the fastest for a shape, from and to a file: a matter of start-up time,
- * never of results.  A file that is missing or of another device is fine, and
- * nothing is written where there is nothing new.
+ * is the fastest for a shape, from and to a file in a directory: a matter of
+ * start-up time, never of results.  A file that is missing or of another device
+ * is fine, and nothing is written where there is nothing new.
  */
-int sd_device_plans(sd_device_t *dev, const char *path, int save,
+int sd_device_plans(sd_device_t *dev, const char *dir, int save,
     sd_error_t *err);
 
 /* a device for plan mode: no threads, no memory, any machine */
@@ -386,7 +386,7 @@ struct sd_ops_s {
                         sd_error_t *err);
     void        (*close)(sd_device_t *dev);
     /* NULL, or load and save; see sd_device_plans() */
-    int         (*plans)(sd_device_t *dev, const char *path, int save,
+    int         (*plans)(sd_device_t *dev, const char *dir, int save,
                          sd_error_t *err);
 
     /* NULL where memory is the host's; bytes of the whole device */
