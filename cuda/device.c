@@ -199,6 +199,17 @@ sd_cuda_close(sd_device_t *dev)
 }
 
 
+static void
+sd_cuda_tune(sd_device_t *dev, int on)
+{
+    sd_cuda_device_t  *d = dev->impl;
+
+    pthread_mutex_lock(&d->lock);
+    d->tune = on;
+    pthread_mutex_unlock(&d->lock);
+}
+
+
 static int
 sd_cuda_memory(sd_device_t *dev, size_t *left, size_t *total)
 {
@@ -789,6 +800,7 @@ static const sd_ops_t  sd_ops_cuda = {
     .close = sd_cuda_close,
     .memory = sd_cuda_memory,
     .plans = sd_cuda_plans,
+    .tune = sd_cuda_tune,
     .alloc = sd_cuda_alloc,
     .free = sd_cuda_free,
 

@@ -117,6 +117,15 @@ sd_device_plans(sd_device_t *dev, const char *dir, int save, sd_error_t *err)
 }
 
 
+void
+sd_device_tune(sd_device_t *dev, int on)
+{
+    if (dev->ops->tune) {
+        dev->ops->tune(dev, on);
+    }
+}
+
+
 /* contexts */
 
 int

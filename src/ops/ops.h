@@ -138,6 +138,9 @@ void sd_device_close(sd_device_t *dev);
  */
 int sd_device_plans(sd_device_t *dev, const char *dir, int save,
     sd_error_t *err);
+/* on, at first: shapes that are new are tuned, which takes a while; off: what
+ * the libraries think best will do */
+void sd_device_tune(sd_device_t *dev, int on);
 
 /* a device for plan mode: no threads, no memory, any machine */
 int sd_device_plan(sd_device_t **dev, const char *name,
@@ -385,9 +388,11 @@ struct sd_ops_s {
     int         (*open)(sd_device_t *dev, int threads, const char *isa,
                         sd_error_t *err);
     void        (*close)(sd_device_t *dev);
-    /* NULL, or load and save; see sd_device_plans() */
+    /* NULL, or load and save; see sd_device_plans(), sd_device_tune() */
     int         (*plans)(sd_device_t *dev, const char *dir, int save,
                          sd_error_t *err);
+
+    void        (*tune)(sd_device_t *dev, int on);
 
     /* NULL where memory is the host's; bytes of the whole device */
     int         (*memory)(sd_device_t *dev, size_t *left, size_t *total);

@@ -287,23 +287,21 @@ sd_batch_destroy(sd_batch_t *b)
 
 /*
  * few sizes of batches, so that there are few recordings: 1 .. 4, then in
- * steps of at most a third
+ * steps of at most a half: 6, 8, 12, 16, 24, 32 ... at most
  */
 
 static int
-sd_batch_round(const sd_batch_t *b, int samples)
+sd_batch_round(const sd_device_t *dev, int samples, int most)
 {
     int  n;
 
-    if (!sd_can_record(b->cx->device) || samples <= 4) {
+    if (!sd_can_record(dev) || samples <= 4) {
         return samples;
     }
 
-    for (n = 4; n < samples; n += n & (n - 1) ? n / 3 : n / 2) {
-        /* 4, 6, 8, 12, 16, 24, 32 ... */
-    }
+    for (n = 4; n < samples; n += n & (n - 1) ? n / 3 : n / 2) { /* void */ }
 
-    return n < 2 * b->pictures ? n : 2 * b->pictures;
+    return n < most ? n : most;
 }
 
 
@@ -389,7 +387,7 @@ sd_batch_recording(sd_batch_t *b, int h, int w, int samples)
 int
 sd_batch_prepare(sd_batch_t *b, int width, int height, sd_error_t *err)
 {
-    int           n;
+    int           n, most;
     sd_picture_t  p;
 
     if (!sd_can_record(b->cx->device)) {
@@ -405,14 +403,60 @@ sd_batch_prepare(sd_batch_t *b, int width, int height, sd_error_t *err)
 
     sd_context_reset(b->cx, err, NULL);
 
-    for (n = 1; n <= 2 * b->pictures; n = sd_batch_round(b, n + 1)) {
+    most = 2 * b->pictures;
+
+    for (n = 1; n <= most;
+         n = n < most ? sd_batch_round(b->cx->device, n + 1, most) : n + 1)
+    {
         if (sd_batch_recording(b, p.h, p.w, n) == NULL) {
             return SD_ERROR;
         }
+    }
 
-        if (n == 2 * b->pictures) {
-            break;
+    return SD_OK;
+}
+
+
+int
+sd_batch_rehearse(sd_model_t *m, sd_context_t *cx, int pictures, int width,
+    int height, sd_error_t *err)
+{
+    int              n, most;
+    sd_picture_t     p;
+    sd_recording_t  *r;
+
+    if (!sd_can_record(cx->device)) {
+        return SD_OK;
+    }
+
+    memset(&p, 0, sizeof(p));
+    p.model = m;
+
+    if (sd_picture_size(&p, width, height, err) != SD_OK) {
+        return SD_ERROR;
+    }
+
+    most = 2 * pictures;
+
+    for (n = 1; n <= most;
+         n = n < most ? sd_batch_round(cx->device, n + 1, most) : n + 1)
+    {
+        sd_context_reset(cx, err, NULL);
+
+        if (sd_record(cx) != SD_OK) {
+            return SD_ERROR;
         }
+
+        /* tables that nobody reads: nothing of it is ever done */
+
+        sd_batch_model(m, cx, cx->arena.base, pictures, n, p.h, p.w, NULL,
+                       NULL);
+
+        if (sd_record_end(cx, &r) != SD_OK) {
+            return SD_ERROR;
+        }
+
+        sd_recording_free(cx->device, r);
     }
 
     return SD_OK;
@@ -434,7 +478,7 @@ sd_batch_enqueue(sd_batch_t *b, sd_picture_t **p, int n, int times)
         samples += p[i]->n;
     }
 
-    samples = sd_batch_round(b, samples);
+    samples = sd_batch_round(cx->device, samples, 2 * b->pictures);
 
     r = sd_can_record(cx->device)
         ? sd_batch_recording(b, p[0]->h, p[0]->w, samples) : NULL;

@@ -38,6 +38,14 @@ int sd_batch_plan(sd_model_t *m, sd_device_t *dev, int width, int height,
 int sd_batch_prepare(sd_batch_t *b, int width, int height, sd_error_t *err);
 
 /*
+ * makes them in another context, whose arena is at least as big, and forgets
+ * them: the device then knows all shapes of this size, and the batch's own
+ * recordings are made quickly.  For a thread beside the one that steps.
+ */
+int sd_batch_rehearse(sd_model_t *m, sd_context_t *cx, int pictures, int width,
+    int height, sd_error_t *err);
+
+/*
  * moves each picture on by one row of its table, which ends a step for most
  * samplers: sd_picture_info() tells.  p: [n], begun, of one size, not at their
  * ends, n at most what create was told.  Returns when the work is done.  After
