@@ -23,7 +23,7 @@ from playwright.sync_api import expect, sync_playwright
 
 TOP = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 CHROMIUM = '/usr/bin/chromium'
-TIMEOUT = 60000     # ms that any condition may take on a slow machine
+TIMEOUT = 180000    # ms that any condition may take on a slow machine
 
 
 class Tap:
