@@ -61,6 +61,9 @@ typedef struct {
 
     const char               **devices;     /* NULL: auto */
     ngx_uint_t                 ndevices;
+    sd_size_t                 *sizes;
+    ngx_uint_t                 nsizes;
+    ngx_path_t                *cache;       /* NULL: none */
     ngx_int_t                  threads;
     ngx_int_t                  slots;
     ngx_int_t                  queue;

@@ -266,6 +266,9 @@ ngx_http_sd_start_engine(ngx_cycle_t *cycle, ngx_http_sd_main_conf_t *smcf)
     ngx_memcpy(conf.cookie, e->cookie, SD_COOKIE_SIZE);
     conf.devices = smcf->devices;
     conf.ndevices = (int) smcf->ndevices;
+    conf.sizes = smcf->sizes;
+    conf.nsizes = (int) smcf->nsizes;
+    conf.cache = smcf->cache ? (char *) smcf->cache->name.data : NULL;
     conf.threads = (int) smcf->threads;
     conf.models = smcf->models.elts;
     conf.nmodels = smcf->models.nelts;

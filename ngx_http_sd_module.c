@@ -44,6 +44,8 @@ static char *ngx_http_sd_set_model(ngx_conf_t *cf, ngx_command_t *cmd,
     void *conf);
 static char *ngx_http_sd_set_device(ngx_conf_t *cf, ngx_command_t *cmd,
     void *conf);
+static char *ngx_http_sd_set_sizes(ngx_conf_t *cf, ngx_command_t *cmd,
+    void *conf);
 static char *ngx_http_sd_set_cors(ngx_conf_t *cf, ngx_command_t *cmd,
     void *conf);
 static char *ngx_http_sd_check_msec(ngx_conf_t *cf, void *post, void *data);
@@ -150,6 +152,20 @@ static ngx_command_t  ngx_http_sd_commands[] = {
       ngx_http_sd_set_device,
       NGX_HTTP_MAIN_CONF_OFFSET,
       0,
+      NULL },
+
+    { ngx_string("sd_sizes"),
+      NGX_HTTP_MAIN_CONF|NGX_CONF_1MORE,
+      ngx_http_sd_set_sizes,
+      NGX_HTTP_MAIN_CONF_OFFSET,
+      0,
+      NULL },
+
+    { ngx_string("sd_cache_path"),
+      NGX_HTTP_MAIN_CONF|NGX_CONF_TAKE1,
+      ngx_conf_set_path_slot,
+      NGX_HTTP_MAIN_CONF_OFFSET,
+      offsetof(ngx_http_sd_main_conf_t, cache),
       NULL },
 
     { ngx_string("sd_threads"),
@@ -378,6 +394,9 @@ ngx_http_sd_create_main_conf(ngx_conf_t *cf)
      *     smcf->engine = NULL;
      *     smcf->devices = NULL;
      *     smcf->ndevices = 0;
+     *     smcf->sizes = NULL;
+     *     smcf->nsizes = 0;
+     *     smcf->cache = NULL;
      */
 
     if (ngx_array_init(&smcf->models, cf->pool, 4, sizeof(sd_model_conf_t))
@@ -792,6 +811,41 @@ ngx_http_sd_set_device(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
     if (sd_check_devices(smcf->devices, (int) smcf->ndevices, &err) != SD_OK) {
         ngx_conf_log_error(NGX_LOG_EMERG, cf, 0, "%s", err.message);
         return NGX_CONF_ERROR;
+    }
+
+    return NGX_CONF_OK;
+}
+
+
+static char *
+ngx_http_sd_set_sizes(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
+{
+    ngx_http_sd_main_conf_t *smcf = conf;
+
+    ngx_str_t   *value;
+    ngx_uint_t   i;
+    sd_error_t   err;
+
+    if (smcf->sizes) {
+        return "is duplicate";
+    }
+
+    value = cf->args->elts;
+
+    smcf->nsizes = cf->args->nelts - 1;
+    smcf->sizes = ngx_palloc(cf->pool, smcf->nsizes * sizeof(sd_size_t));
+
+    if (smcf->sizes == NULL) {
+        return NGX_CONF_ERROR;
+    }
+
+    for (i = 0; i < smcf->nsizes; i++) {
+        if (sd_check_size((char *) value[i + 1].data, &smcf->sizes[i], &err)
+            != SD_OK)
+        {
+            ngx_conf_log_error(NGX_LOG_EMERG, cf, 0, "%s", err.message);
+            return NGX_CONF_ERROR;
+        }
     }
 
     return NGX_CONF_OK;

@@ -90,6 +90,9 @@ accepted("sd_device $_", http => "sd_model %%MODEL%%;\n sd_device $_;\n")
     for 'auto', 'cpu', 'cuda', 'cuda:0', 'cuda:7', 'cuda:0 cuda:1',
         'cuda:3 cuda cuda:11';
 
+accepted("sd_$_", http => "sd_model %%MODEL%%;\n sd_$_;\n")
+    for 'sizes 512x512', 'sizes 768x512 8x16384', 'cache_path sd_cache';
+
 
 # directives
 
@@ -140,7 +143,8 @@ for ([ 'sd_threads', 'many' ], [ 'sd_queue', '-1' ], [ 'sd_slots', '' ],
 for ([ 'sd_device', 'tpu' ], [ 'sd_device', 'cuda:' ],
      [ 'sd_device', 'cuda:x' ], [ 'sd_device', 'cuda:01' ],
      [ 'sd_device', 'cuda:-1' ], [ 'sd_device', 'cuda:0 gpu' ],
-     [ 'sd_device', 'cpu:1' ], [ 'sd_precision', 'int4' ],
+     [ 'sd_device', 'cpu:1' ], [ 'sd_sizes', '512' ],
+     [ 'sd_sizes', '512x512 100x100' ], [ 'sd_sizes', '8x99999' ], [ 'sd_precision', 'int4' ],
      [ 'sd_preview', 'jpeg' ], [ 'sd_latent', 'some' ],
      [ 'sd_get', 'yes' ], [ 'sd_pagination', '2' ],
      [ 'sd_intercept_errors', 'no' ],
@@ -173,7 +177,7 @@ for ('example.com', 'https://', 'https://example.com/path', '://x') {
         http => "sd_model %%MODEL%%;\n sd_cors $_; # here\n");
 }
 
-for (qw/ sd_device sd_threads sd_slots sd_queue sd_drain_timeout /) {
+for (qw/ sd_device sd_sizes sd_cache_path sd_threads sd_slots sd_queue sd_drain_timeout /) {
     refused("$_ in a server", qr/"$_" directive is not allowed here/,
         server => "$_ 1; # here\n $generate");
 }

@@ -150,3 +150,21 @@ sd_check_devices(const char *const *names, int n, sd_error_t *err)
 
     return SD_OK;
 }
+
+
+int
+sd_check_size(const char *text, sd_size_t *size, sd_error_t *err)
+{
+    int  n = 0;
+
+    if (sscanf(text, "%5dx%5d%n", &size->width, &size->height, &n) != 2
+        || text[n] != '\0' || text[0] == '+' || text[0] == ' '
+        || size->width < 8 || size->width > 16384 || size->width % 8
+        || size->height < 8 || size->height > 16384 || size->height % 8)
+    {
+        return sd_fail(err, "invalid value \"%s\", must be as \"512x512\", "
+                       "both from 8 to 16384 and divisible by 8", text);
+    }
+
+    return SD_OK;
+}

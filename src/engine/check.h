@@ -10,6 +10,7 @@
 #include <sys/types.h>
 
 #include "../io/error.h"
+#include "engine.h"
 
 
 /* the user who will load the model; the checking process may be root */
@@ -27,6 +28,9 @@ int sd_check_model(const char *path, const sd_user_t *as, sd_error_t *err);
 /* "auto", "cpu", or one or more of "cuda:N" without a repetition; "cuda" is
  * "cuda:0" */
 int sd_check_devices(const char *const *names, int n, sd_error_t *err);
+
+/* "512x512": both divisible by 8, from 8 to 16384 */
+int sd_check_size(const char *text, sd_size_t *size, sd_error_t *err);
 
 
 #endif

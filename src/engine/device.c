@@ -265,6 +265,13 @@ sd_unit_open(sd_engine_device_t *d, sd_precision_t precision, sd_error_t *err)
         return SD_ERROR;
     }
 
+    /* without what was found out before, it is found out again */
+
+    if (e->conf.cache && sd_device_plans(device, e->conf.cache, 0, err) != SD_OK)
+    {
+        sd_engine_log(e, SD_LOG_WARN, "%s: %s", d->name, err->message);
+    }
+
     slots = e->conf.slots;
 
     if (slots == 0) {
@@ -392,10 +399,10 @@ sd_device_failed(sd_engine_device_t *d, sd_error_t *err)
 /* a picture that nobody sees: pages are touched, and a step's time is known */
 
 static int
-sd_copy_warm(sd_engine_device_t *d, size_t i, sd_error_t *err)
+sd_copy_warm_size(sd_engine_device_t *d, size_t i, sd_size_t size,
+    sd_error_t *err)
 {
     int                 rc;
-    size_t              steps, side;
     int64_t             start;
     uint8_t            *rgb;
     sd_params_t         params;
@@ -407,29 +414,19 @@ sd_copy_warm(sd_engine_device_t *d, size_t i, sd_error_t *err)
 
     e = d->engine;
     copy = &d->copies[i];
+    cx = d->has_side ? &copy->unit->side : &copy->unit->steps;
 
     memset(&params, 0, sizeof(sd_params_t));
 
     params.prompt = "a";
     params.negative_prompt = "";
-    params.width = copy->model->default_width;
-    params.height = copy->model->default_height;
+    params.width = size.width;
+    params.height = size.height;
     params.steps = 1;
     params.guidance = 7.5;
     params.starting_step = -1;
 
-    if (sd_copy_plan(d, copy, params.width, params.height, &steps, &side, err)
-        != SD_OK)
-    {
-        return SD_ERROR;
-    }
-
-    cx = sd_copy_side(d, copy, side, err);
-
-    if (cx == NULL || sd_copy_steps(d, copy, steps, err) != SD_OK
-        || sd_batch_prepare(copy->batch, params.width, params.height, err)
-           != SD_OK)
-    {
+    if (sd_batch_prepare(copy->batch, size.width, size.height, err) != SD_OK) {
         return SD_ERROR;
     }
 
@@ -462,6 +459,102 @@ sd_copy_warm(sd_engine_device_t *d, size_t i, sd_error_t *err)
     sd_picture_destroy(p);
 
     return rc;
+}
+
+
+/* the sizes that are asked for, and the model's own, which gives the time of a
+ * step; memory for the largest first, as recordings point into it */
+
+static int
+sd_copy_warm(sd_engine_device_t *d, size_t i, sd_error_t *err)
+{
+    int                k, rc, n;
+    size_t             steps, side, most[2];
+    sd_size_t          size;
+    sd_engine_t       *e;
+    sd_engine_copy_t  *copy;
+
+    e = d->engine;
+    copy = &d->copies[i];
+    n = d->has_side ? e->conf.nsizes : 0;
+
+    most[0] = most[1] = 0;
+
+    for (k = 0; k <= n; k++) {
+        if (k < n) {
+            size = e->conf.sizes[k];
+        } else {
+            size.width = copy->model->default_width;
+            size.height = copy->model->default_height;
+        }
+
+        if (sd_copy_plan(d, copy, size.width, size.height, &steps, &side, err)
+            != SD_OK)
+        {
+            return SD_ERROR;
+        }
+
+        most[0] = steps > most[0] ? steps : most[0];
+        most[1] = side > most[1] ? side : most[1];
+    }
+
+    if (sd_copy_side(d, copy, most[1], err) == NULL
+        || sd_copy_steps(d, copy, most[0], err) != SD_OK)
+    {
+        return SD_ERROR;
+    }
+
+    for (k = 0, rc = SD_OK; k <= n && rc == SD_OK; k++) {
+        if (k < n) {
+            size = e->conf.sizes[k];
+        } else {
+            size.width = copy->model->default_width;
+            size.height = copy->model->default_height;
+        }
+
+        rc = sd_copy_warm_size(d, i, size, err);
+
+        if (rc == SD_OK && copy->nknown < SD_KNOWN_SIZES) {
+            copy->known[copy->nknown++] = size;
+        }
+    }
+
+    return rc;
+}
+
+
+int
+sd_copy_rehearse(sd_engine_device_t *d, sd_engine_copy_t *copy, sd_size_t size,
+    sd_error_t *err)
+{
+    int            k;
+    sd_context_t  *cx;
+
+    if (!d->has_side) {
+        return SD_OK;
+    }
+
+    for (k = 0; k < copy->nknown && k < SD_KNOWN_SIZES; k++) {
+        if (copy->known[k].width == size.width
+            && copy->known[k].height == size.height)
+        {
+            return SD_OK;
+        }
+    }
+
+    cx = sd_copy_side(d, copy, copy->steps_size, err);
+
+    if (cx == NULL
+        || sd_batch_rehearse(copy->model, cx, sd_copy_pictures(d, copy),
+                             size.width, size.height, err)
+           != SD_OK)
+    {
+        return SD_ERROR;
+    }
+
+    copy->known[copy->nknown++ % SD_KNOWN_SIZES] = size;
+
+    return SD_OK;
 }
 
 
@@ -521,13 +614,33 @@ void
 sd_device_load(sd_engine_device_t *d)
 {
     size_t        i;
+    sd_error_t    err;
     sd_engine_t  *e;
+    sd_device_t  *device;
 
     e = d->engine;
 
     for (i = 0; i < e->nmodels && !atomic_load(&e->stopping); i++) {
         if (d->copies[i].state != SD_MODEL_FAILED) {
             sd_copy_load(d, i);
+        }
+    }
+
+    /* from now on, somebody waits */
+
+    for (i = 0; i < sizeof(d->units) / sizeof(d->units[0]); i++) {
+        device = d->units[i].device;
+
+        if (device == NULL) {
+            continue;
+        }
+
+        sd_device_tune(device, 0);
+
+        if (e->conf.cache
+            && sd_device_plans(device, e->conf.cache, 1, &err) != SD_OK)
+        {
+            sd_engine_log(e, SD_LOG_WARN, "%s: %s", d->name, err.message);
         }
     }
 }

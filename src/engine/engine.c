@@ -175,6 +175,22 @@ sd_engine_init(sd_engine_t *e, const sd_engine_conf_t *conf, sd_error_t *err)
     e->models = calloc(conf->nmodels + 1, sizeof(sd_engine_model_t));
     e->encoders = calloc(e->conf.encoders, sizeof(pthread_t));
 
+    e->conf.sizes = NULL;
+    e->conf.nsizes = 0;
+    e->conf.cache = conf->cache ? strdup(conf->cache) : NULL;
+
+    if (conf->nsizes) {
+        e->conf.sizes = malloc(conf->nsizes * sizeof(sd_size_t));
+
+        if (e->conf.sizes == NULL) {
+            return sd_fail(err, "no memory for the engine");
+        }
+
+        memcpy((void *) e->conf.sizes, conf->sizes,
+               conf->nsizes * sizeof(sd_size_t));
+        e->conf.nsizes = conf->nsizes;
+    }
+
     devices = calloc(conf->ndevices + 1, sizeof(char *));
     e->conf.devices = (const char *const *) devices;
 
@@ -394,6 +410,8 @@ sd_engine_free(sd_engine_t *e)
         free((char *) e->conf.devices[k]);
     }
 
+    free((void *) e->conf.sizes);
+    free((char *) e->conf.cache);
     free((void *) e->conf.devices);
     free(e->encoders);
     free(e->models);

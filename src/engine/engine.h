@@ -37,6 +37,11 @@ typedef struct {
 } sd_model_conf_t;
 
 
+typedef struct {
+    int               width, height;
+} sd_size_t;
+
+
 /* copied by sd_engine_start(): nothing of it needs to live on */
 
 typedef struct {
@@ -47,6 +52,11 @@ typedef struct {
                                                "auto": all cards, or the cpu */
     int                      ndevices;
     int                      threads;       /* 0: all that we may use */
+    const sd_size_t         *sizes;         /* that a card gets ready for at
+                                               start, beside each model's own */
+    int                      nsizes;
+    const char              *cache;         /* a directory for what cards found
+                                               out, or NULL */
     const sd_model_conf_t   *models;
     size_t                   nmodels;
     int                      queue;         /* jobs that may wait */

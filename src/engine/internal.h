@@ -115,6 +115,9 @@ typedef struct {
 } sd_engine_unit_t;
 
 
+#define SD_KNOWN_SIZES  32
+
+
 /* a model on a device */
 
 typedef struct {
@@ -125,6 +128,9 @@ typedef struct {
     int                  width, height; /* the last ones that were planned for,
                                            by whom pictures begin */
     size_t               steps_size, side_size;
+    sd_size_t            known[SD_KNOWN_SIZES];     /* the device has kernels
+                                                       for; the same thread */
+    int                  nknown;
 
     sd_model_state_t     state;         /* lock */
     sd_error_t           error;         /* lock */
@@ -336,6 +342,10 @@ int sd_copy_steps(sd_engine_device_t *d, sd_engine_copy_t *copy, size_t size,
 sd_context_t *sd_copy_side(sd_engine_device_t *d, sd_engine_copy_t *copy,
     size_t size, sd_error_t *err);
 int sd_copy_pictures(sd_engine_device_t *d, const sd_engine_copy_t *copy);
+/* so that a card knows the kernels for pictures of this size before they step;
+ * by whom pictures begin */
+int sd_copy_rehearse(sd_engine_device_t *d, sd_engine_copy_t *copy,
+    sd_size_t size, sd_error_t *err);
 
 
 /* run.c: what is done in a turn; SD_ERROR is for sd_run_fail() */

@@ -119,6 +119,7 @@ sd_run_begin(sd_engine_device_t *d, sd_run_t *run, sd_error_t *err)
     sd_params_t         params;
     sd_engine_t        *e;
     sd_context_t       *cx;
+    sd_size_t           size;
     sd_picture_info_t   info;
 
     e = d->engine;
@@ -145,6 +146,14 @@ sd_run_begin(sd_engine_device_t *d, sd_run_t *run, sd_error_t *err)
 
     rc = sd_copy_plan(d, run->copy, info.width, info.height, &run->steps_size,
                       &run->side_size, err);
+    if (rc != SD_OK) {
+        return rc;
+    }
+
+    size.width = info.width;
+    size.height = info.height;
+
+    rc = sd_copy_rehearse(d, run->copy, size, err);
     if (rc != SD_OK) {
         return rc;
     }

@@ -262,6 +262,27 @@ sd_batch_prepare(sd_batch_t *b, int width, int height, sd_error_t *err)
 
 
 int
+sd_batch_rehearse(sd_model_t *m, sd_context_t *cx, int pictures, int width,
+    int height, sd_error_t *err)
+{
+    return SD_OK;
+}
+
+
+int
+sd_device_plans(sd_device_t *dev, const char *dir, int save, sd_error_t *err)
+{
+    return SD_OK;
+}
+
+
+void
+sd_device_tune(sd_device_t *dev, int on)
+{
+}
+
+
+int
 sd_batch_row(sd_batch_t *b, sd_picture_t **p, int n, const atomic_int *cancel,
     sd_error_t *err)
 {
