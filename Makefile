@@ -77,7 +77,8 @@ help:
 	@echo 'make test      every test; T=t/reload.t for one,'
 	@echo '               T=build/t/unit/buf for a unit'
 	@echo 'make units     build the unit tests only'
-	@echo 'make cuda-kernels  the kernels, by nvcc; CUDA_ARCHS=90a for one chip'
+	@echo 'make cuda      build/sd_cuda.so, for NVIDIA GPUs, by nvcc;'
+	@echo '               CUDA_ARCHS=90a for one kind of chip'
 	@echo 'make bench     measure this machine, write bench/RESULTS.md'
 	@echo 'make golden    remake the reference numbers (torch, diffusers)'
 	@echo 'make valgrind  a demo under valgrind: no error, no leak; minutes'
@@ -142,9 +143,6 @@ $(BUILD)/cuda/%.o: cuda/%.cu
 	    || { cat $@.log; exit 1; }
 	@cat $@.log
 	@if grep -E 'C75(17|19)' $@.log; then rm -f $@; exit 1; fi
-
-.PHONY: cuda-kernels
-cuda-kernels: $(CUDA_OBJS)
 
 # the backend, beside the files that load it; what it shares with libsd.a knows
 # no backend
@@ -354,6 +352,11 @@ install: all
 	    $(DESTDIR)$(NGINX_MODULES)/ngx_http_sd_module.so.new
 	mv -f $(DESTDIR)$(NGINX_MODULES)/ngx_http_sd_module.so.new \
 	    $(DESTDIR)$(NGINX_MODULES)/ngx_http_sd_module.so
+	test ! -f $(BUILD)/sd_cuda.so \
+	    || { install -m 644 $(BUILD)/sd_cuda.so \
+	             $(DESTDIR)$(NGINX_MODULES)/sd_cuda.so.new \
+	         && mv -f $(DESTDIR)$(NGINX_MODULES)/sd_cuda.so.new \
+	                  $(DESTDIR)$(NGINX_MODULES)/sd_cuda.so; }
 
 .PHONY: clean
 clean:

@@ -62,6 +62,7 @@ sub configuration {
 
     $text =~ s{modules/(ngx_http_sd_module\.so)}{$SD::BUILD/$1};
     $text =~ s{sd_model(\s+)\S+;}{sd_model$1%%MODEL%%;};
+    $text =~ s{sd_cache_path(\s+)\S+;}{sd_cache_path$1%%DIR%%/cache;};
     $text =~ s{listen 80;}{listen 127.0.0.1:%%PORT%%;};
 
     $text = "load_module $SD::BUILD/ngx_http_sd_module.so;\n"
