@@ -66,6 +66,15 @@ v_scale2(v16 a, v16 t)
                _mm512_slli_epi32(_mm512_castps_si512(t), 23)));
 }
 
+/* about 1 / a, to a twentieth: a line through the logarithm, which bits are */
+
+sd_inline v16
+v_recip0(v16 a)
+{
+    return _mm512_castsi512_ps(_mm512_sub_epi32(_mm512_set1_epi32(0x7ef30000),
+                                                _mm512_castps_si512(a)));
+}
+
 /* y where x >= limit, else zero */
 
 sd_inline v16
@@ -206,6 +215,18 @@ v_scale2(v16 x, v16 t)
 }
 
 sd_inline v16
+v_recip0(v16 x)
+{
+    v16  r;
+
+    r.a = _mm256_castsi256_ps(_mm256_sub_epi32(_mm256_set1_epi32(0x7ef30000),
+                                               _mm256_castps_si256(x.a)));
+    r.b = _mm256_castsi256_ps(_mm256_sub_epi32(_mm256_set1_epi32(0x7ef30000),
+                                               _mm256_castps_si256(x.b)));
+    return r;
+}
+
+sd_inline v16
 v_where_ge(v16 x, v16 limit, v16 y)
 {
     v16  r;
@@ -315,6 +336,13 @@ sd_inline v16
 v_scale2(v16 a, v16 t)
 {
     sd_each((v4) ((v4i) a.q[i] + ((v4i) t.q[i] << 23)));
+}
+
+sd_inline v16
+v_recip0(v16 a)
+{
+    sd_each((v4) ((v4i) { 0x7ef30000, 0x7ef30000, 0x7ef30000, 0x7ef30000 }
+                  - (v4i) a.q[i]));
 }
 
 sd_inline v16
@@ -574,6 +602,23 @@ v_power2(v16 n)
 }
 
 
+/* 2^r, |r| <= 1/2, to 1e-7: a least-maximum fit */
+
+sd_inline v16
+v_exp2_near(v16 r)
+{
+    v16  p;
+
+    p = v_set(1.327642589e-03f);
+    p = v_fma(p, r, v_set(9.675586596e-03f));
+    p = v_fma(p, r, v_set(5.550713837e-02f));
+    p = v_fma(p, r, v_set(2.402211875e-01f));
+    p = v_fma(p, r, v_set(6.931469440e-01f));
+
+    return v_fma(p, r, v_set(1.000000119e+00f));
+}
+
+
 /*
  * 2^(x c - m) with base = v_exp2_base(m), for a whole m, |m| < 2^22, that x c
  * does not exceed by more than a few; zero below 2^-126.  That m is whole makes
@@ -590,19 +635,12 @@ v_exp2_base(v16 m)
 sd_inline v16
 v_exp2_below(v16 x, v16 c, v16 base)
 {
-    v16  t, r, p;
+    v16  t, r;
 
     t = v_fma(x, c, base);
     r = v_fma(x, c, v_sub(base, t));
 
-    p = v_set(1.327642589e-03f);
-    p = v_fma(p, r, v_set(9.675586596e-03f));
-    p = v_fma(p, r, v_set(5.550713837e-02f));
-    p = v_fma(p, r, v_set(2.402211875e-01f));
-    p = v_fma(p, r, v_set(6.931469440e-01f));
-    p = v_fma(p, r, v_set(1.000000119e+00f));
-
-    return v_scale2_ge(p, t, v_set(0x1.8p23f - 126));
+    return v_scale2_ge(v_exp2_near(r), t, v_set(0x1.8p23f - 126));
 }
 
 /* the same to 8e-5, for what becomes bf16 */
@@ -624,12 +662,46 @@ v_exp2_rough(v16 x, v16 c, v16 base)
 }
 
 
-/* x / (1 + exp(-a x)): SiLU, and quick GELU with a = 1.702 */
+/*
+ * 1 / a, to about an ulp, for 2^-100 < |a| < 2^100: five operations that may
+ * overlap with others, where AVX-512's division takes sixteen cycles
+ */
+
+sd_inline v16
+v_recip(v16 a)
+{
+    v16  r, e;
+
+    r = v_recip0(a);
+
+    e = v_fnma(a, r, v_set(1.0f));
+    r = v_fma(r, v_fma(e, e, e), r);
+
+    e = v_fnma(a, r, v_set(1.0f));
+
+    return v_fma(r, e, r);
+}
+
+
+/*
+ * x / (1 + exp(-a x)): SiLU, and quick GELU with a = 1.702.  Beyond 60 the
+ * sigmoid is one, or so little as none
+ */
 
 sd_inline v16
 v_swish(v16 x, float a)
 {
-    return v_div(x, v_add(v_set(1.0f), v_exp(v_mul(x, v_set(-a)))));
+    v16  t, c, y, r, p;
+
+    y = v_min(v_max(x, v_set(-60.0f / a)), v_set(60.0f / a));
+    c = v_set(-1.44269504f * a);
+
+    t = v_fma(y, c, v_set(0x1.8p23f));
+    r = v_fma(y, c, v_sub(v_set(0x1.8p23f), t));
+
+    p = v_scale2(v_exp2_near(r), t);
+
+    return v_mul(x, v_recip(v_add(p, v_set(1.0f))));
 }
 
 
@@ -689,7 +761,7 @@ v_erf(v16 x)
     q = v_fma(q, z, v_set(-7.37332916720468e-03f));
     q = v_fma(q, z, v_set(-1.42647390514189e-02f));
 
-    return v_div(v_mul(x, p), q);
+    return v_mul(v_mul(x, p), v_recip(q));
 }
 
 sd_inline v16

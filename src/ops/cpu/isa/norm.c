@@ -15,6 +15,8 @@
 
 
 #define SD_CHUNK  64            /* pixels */
+#define SD_STRIP  4             /* vectors of channels; with a chunk's pixels
+                                   they stay in the first cache */
 
 
 typedef struct {
@@ -39,11 +41,55 @@ static void sd_norm_apply(void *data, int task, char *scratch);
 static void sd_norm_rows(void *data, int task, char *scratch);
 
 
+/* count vectors of channels side by side, a constant; the last may be short */
+
+sd_inline void
+sd_norm_strip(float *out, size_t ld, const float *x, int c, int channels,
+    int pixels, const int count)
+{
+    int  i, j;
+    v16  sum[SD_STRIP], mean[SD_STRIP], diff;
+
+#pragma GCC unroll 4
+    for (j = 0; j < count; j++) {
+        sum[j] = v_set(0);
+    }
+
+    for (i = 0; i < pixels; i++) {
+#pragma GCC unroll 4
+        for (j = 0; j < count; j++) {
+            sum[j] = v_add(sum[j], v_loadx(x + (size_t) i * c + j * SD_LANES,
+                                           channels - j * SD_LANES));
+        }
+    }
+
+#pragma GCC unroll 4
+    for (j = 0; j < count; j++) {
+        mean[j] = v_div(sum[j], v_set((float) pixels));
+        sum[j] = v_set(0);
+    }
+
+    for (i = 0; i < pixels; i++) {
+#pragma GCC unroll 4
+        for (j = 0; j < count; j++) {
+            diff = v_sub(v_loadx(x + (size_t) i * c + j * SD_LANES,
+                                 channels - j * SD_LANES), mean[j]);
+            sum[j] = v_fma(diff, diff, sum[j]);
+        }
+    }
+
+#pragma GCC unroll 4
+    for (j = 0; j < count; j++) {
+        v_storex(out + j * SD_LANES, mean[j], channels - j * SD_LANES);
+        v_storex(out + ld + j * SD_LANES, sum[j], channels - j * SD_LANES);
+    }
+}
+
+
 static void
 sd_norm_stats(void *data, int task, char *scratch)
 {
-    int           i, j, n, s, c, first, pixels, lanes;
-    v16           sum, mean, diff;
+    int           j, n, s, c, first, pixels;
     float        *out;
     const float  *x;
     sd_norm_t    *g = data;
@@ -56,26 +102,15 @@ sd_norm_stats(void *data, int task, char *scratch)
 
     for (s = 0; s < 2; s++) {
         c = g->c[s];
+        x = g->x[s] + ((size_t) n * g->pixels + first) * c;
 
-        for (j = 0; j < c; j += SD_LANES) {
-            lanes = sd_min(SD_LANES, c - j);
-            x = g->x[s] + ((size_t) n * g->pixels + first) * c + j;
-            sum = v_set(0);
+        for (j = 0; j + SD_STRIP * SD_LANES <= c; j += SD_STRIP * SD_LANES) {
+            sd_norm_strip(out + j, g->channels, x + j, c, SD_STRIP * SD_LANES,
+                          pixels, SD_STRIP);
+        }
 
-            for (i = 0; i < pixels; i++) {
-                sum = v_add(sum, v_loadx(x + (size_t) i * c, lanes));
-            }
-
-            mean = v_div(sum, v_set((float) pixels));
-            sum = v_set(0);
-
-            for (i = 0; i < pixels; i++) {
-                diff = v_sub(v_loadx(x + (size_t) i * c, lanes), mean);
-                sum = v_fma(diff, diff, sum);
-            }
-
-            v_storex(out + j, mean, lanes);
-            v_storex(out + g->channels + j, sum, lanes);
+        for ( /* void */ ; j < c; j += SD_LANES) {
+            sd_norm_strip(out + j, g->channels, x + j, c, c - j, pixels, 1);
         }
 
         out += c;
