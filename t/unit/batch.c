@@ -305,6 +305,66 @@ test_cancel(host_t *h, sd_batch_t *b, const sd_buf_t *ends)
 }
 
 
+/* a state goes on at another device, which says so; the same bytes come, as in
+ * truth they are two of a kind */
+
+static void
+test_move(host_t *h, const sd_buf_t *ends)
+{
+    host_t              o;
+    sd_buf_t            state = { 0 };
+    sd_error_t          err = { 0 };
+    sd_params_t         params;
+    sd_picture_t       *p;
+    sd_picture_info_t   info;
+
+    if (!host_open(&o, 0)) {
+        return;
+    }
+
+    p = begin(h, 0);
+    (void) sd_picture_step(p, &h->cx, NULL, &err);
+    state_of(p, &state);
+    sd_picture_destroy(p);
+
+    params = pictures[0];
+    params.latents = state.data;
+    params.latents_size = state.len;
+
+    if (sd_picture_create(&p, h->m, &params, &err) != SD_OK) {
+        ok(0, "create: %s", err.message);
+        return;
+    }
+
+    sd_picture_info(p, &info);
+    ok(info.step == 1 && !info.inexact, "a state of this device");
+
+    snprintf(o.dev->numerics, sizeof(o.dev->numerics), "another");
+    sd_picture_move(p, o.m);
+    sd_picture_info(p, &info);
+    ok(info.inexact, "moved to another one");
+
+    snprintf(o.dev->numerics, sizeof(o.dev->numerics), "%s", h->dev->numerics);
+    sd_picture_move(p, o.m);
+    sd_picture_info(p, &info);
+    ok(!info.inexact, "and to one of its kind");
+
+    if (sd_picture_begin(p, &o.cx, NULL, &err) != SD_OK) {
+        ok(0, "begin: %s", err.message);
+    }
+
+    while (step_of(p) < params.steps
+           && sd_picture_step(p, &o.cx, NULL, &err) == SD_OK) { /* void */ }
+
+    state_of(p, &state);
+    ok(same(&state, &ends[0]), "where the same bytes come");
+
+    sd_picture_destroy(p);
+    sd_buf_free(&state);
+    host_close(&o);
+}
+
+
 int
 main(void)
 {
@@ -342,6 +402,7 @@ main(void)
 
         if (!stream) {
             test_cancel(&h, b, ends);
+            test_move(&h, ends);
 
         } else {
             ok(stream_replays > 20, "but replayed");

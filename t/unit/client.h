@@ -28,6 +28,7 @@ static uint8_t             cookie[SD_COOKIE_SIZE];
 static struct sockaddr_un  addr;
 static socklen_t           addrlen;
 static int                 listener;
+static sd_precision_t      precision;       /* of models */
 
 
 /* what came back */
@@ -342,7 +343,7 @@ start_devices(const char *devices, const char *path, int queue, int slots)
     const char        *list[8];
     sd_error_t        err;
     sd_engine_t      *e;
-    sd_model_conf_t   model = { path, SD_PRECISION_EXACT };
+    sd_model_conf_t   model = { path, precision };
     sd_engine_conf_t  conf;
 
     memset(&conf, 0, sizeof(sd_engine_conf_t));

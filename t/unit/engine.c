@@ -956,6 +956,15 @@ test_no_cards(void)
     sd_engine_stop(e);
 
     fake_dead_cards = 0;
+    precision = SD_PRECISION_BF16;
+
+    e = start_devices("cuda:0", "fake", 4, 0);
+    ask(&a, request(SD_DIALECT_NATIVE, ""), "{\"prompt\":\"x\"}");
+    is_int(a.status, 503, "a model in bf16 on a card");
+    ok(has(&a, "bf16 is for the cpu"), "is refused with the reason");
+    sd_engine_stop(e);
+
+    precision = SD_PRECISION_EXACT;
     fake_cards = 0;
     forget(&a);
 }
