@@ -199,6 +199,25 @@ sd_cuda_close(sd_device_t *dev)
 }
 
 
+/* an error that a kernel or the hardware made is every call's from then on */
+
+static int
+sd_cuda_alive(sd_device_t *dev)
+{
+    cudaError_t        rc;
+    sd_cuda_device_t  *d = dev->impl;
+
+    (void) cudaGetLastError();
+    rc = cudaSetDevice(d->ordinal);
+
+    if (rc == cudaSuccess) {
+        rc = cudaStreamQuery(d->transfer);
+    }
+
+    return rc == cudaSuccess || rc == cudaErrorNotReady;
+}
+
+
 static void
 sd_cuda_tune(sd_device_t *dev, int on)
 {
@@ -799,6 +818,7 @@ static const sd_ops_t  sd_ops_cuda = {
     .open = sd_cuda_open,
     .close = sd_cuda_close,
     .memory = sd_cuda_memory,
+    .alive = sd_cuda_alive,
     .plans = sd_cuda_plans,
     .tune = sd_cuda_tune,
     .alloc = sd_cuda_alloc,

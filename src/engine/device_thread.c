@@ -253,8 +253,9 @@ sd_device_pick_locked(sd_engine_device_t *d, int side, sd_run_t **runs)
 static void
 sd_device_turn(sd_engine_device_t *d, sd_run_t **runs, int n)
 {
-    int         i, rc;
-    sd_error_t  err;
+    int           i, rc;
+    sd_error_t    err;
+    sd_device_t  *device;
 
     rc = SD_OK;
 
@@ -277,8 +278,18 @@ sd_device_turn(sd_engine_device_t *d, sd_run_t **runs, int n)
         break;
     }
 
-    for (i = 0; rc == SD_ERROR && i < n; i++) {
+    if (rc != SD_ERROR) {
+        return;
+    }
+
+    device = runs[0]->copy->unit->device;
+
+    for (i = 0; i < n; i++) {
         sd_run_fail(d, runs[i], &err);
+    }
+
+    if (!sd_device_alive(device)) {
+        sd_device_failed(d, &err);
     }
 }
 

@@ -111,6 +111,13 @@ sd_device_close(sd_device_t *dev)
 
 
 int
+sd_device_alive(sd_device_t *dev)
+{
+    return dev->ops->alive == NULL || dev->ops->alive(dev);
+}
+
+
+int
 sd_device_plans(sd_device_t *dev, const char *dir, int save, sd_error_t *err)
 {
     return dev->ops->plans ? dev->ops->plans(dev, dir, save, err) : SD_OK;

@@ -130,6 +130,9 @@ int sd_device_open(sd_device_t **dev, const char *name, int threads,
     sd_precision_t precision, const char *isa, sd_error_t *err);
 void sd_device_close(sd_device_t *dev);
 
+/* 0: it failed for good, and nothing that it is asked for will be done */
+int sd_device_alive(sd_device_t *dev);
+
 /*
  * what a device has found out about itself, such as which of several kernels
  * is the fastest for a shape, from and to a file in a directory: a matter of
@@ -393,6 +396,9 @@ struct sd_ops_s {
                          sd_error_t *err);
 
     void        (*tune)(sd_device_t *dev, int on);
+
+    /* NULL where it cannot die alone */
+    int         (*alive)(sd_device_t *dev);
 
     /* NULL where memory is the host's; bytes of the whole device */
     int         (*memory)(sd_device_t *dev, size_t *left, size_t *total);

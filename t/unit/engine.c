@@ -1019,6 +1019,41 @@ test_stop(const char *devices)
 }
 
 
+/* a card that dies takes no more work */
+
+static void
+test_death(void)
+{
+    answer_t      a = { 0 };
+    sd_engine_t  *e;
+
+    fake_cards = 1;
+    e = start_devices("cuda:0", "fake", 4, 2);
+
+    ask(&a, request(SD_DIALECT_NATIVE, ""), "{\"prompt\":\"x\"}");
+    is_int(a.status, 200, "a card that lives");
+
+    fake_step_fails = fake_dead = 1;
+    ask(&a, request(SD_DIALECT_NATIVE, JSON), "{\"prompt\":\"x\"}");
+    is_int(a.status, 500, "a card dies under a picture");
+    ok(has(&a, "\"states\":["), "which leaves its state");
+
+    fake_step_fails = 0;
+    ask(&a, request(SD_DIALECT_NATIVE, ""), "{\"prompt\":\"x\"}");
+    is_int(a.status, 503, "a dead card takes no pictures");
+    ok(has(&a, "\"code\":\"model_failed\""), "and that is said");
+
+    ask(&a, request(SD_DIALECT_READY, ""), NULL);
+    is_int(a.status, 503, "nor is it ready");
+
+    fake_dead = fake_cards = 0;
+
+    no_pictures(e);
+    sd_engine_stop(e);
+    forget(&a);
+}
+
+
 int
 main(void)
 {
@@ -1061,6 +1096,7 @@ main(void)
     test_card();
     test_cards();
     test_no_cards();
+    test_death();
     test_storm("cuda:0 cuda:1 cuda:2");
     is_int(fake_races, 0, "nor is anything used by two in a storm");
 

@@ -21,6 +21,7 @@
 static atomic_int  fake_step_ms = 1;    /* 0 .. */
 static atomic_int  fake_load_ms;
 static atomic_int  fake_open_fails, fake_load_fails, fake_step_fails;
+static atomic_int  fake_dead;
 static atomic_int  fake_pictures;       /* that are alive */
 static atomic_int  fake_steps;          /* made in all */
 static atomic_int  fake_cards;          /* that "auto" finds */
@@ -273,6 +274,13 @@ int
 sd_device_plans(sd_device_t *dev, const char *dir, int save, sd_error_t *err)
 {
     return SD_OK;
+}
+
+
+int
+sd_device_alive(sd_device_t *dev)
+{
+    return !fake_dead;
 }
 
 
