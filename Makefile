@@ -79,7 +79,10 @@ help:
 	@echo 'make units     build the unit tests only'
 	@echo 'make cuda      build/sd_cuda.so, for NVIDIA GPUs, by nvcc;'
 	@echo '               CUDA_ARCHS=90a for one kind of chip'
+	@echo 'make gpu-test  every test that needs a GPU, on a machine that has one;'
+	@echo '               make gpu-sanitize: its kernels in compute-sanitizer'
 	@echo 'make bench     measure this machine, write bench/RESULTS.md'
+	@echo 'make bench-gpu measure its GPU'
 	@echo 'make golden    remake the reference numbers (torch, diffusers)'
 	@echo 'make valgrind  a demo under valgrind: no error, no leak; minutes'
 	@echo 'make fuzz      FUZZ_TIME=60 seconds a parser, with clang'
@@ -165,7 +168,7 @@ cuda: $(BUILD)/sd_cuda.so
 -include $(CUDA_OBJS:.o=.d) $(CUDA_HOST:.o=.d)
 
 # programs that check and time it on a GPU; they want nvcc and gcc, cuDNN, and
-# nothing else
+# nothing else, but for batch, which is of whole models
 GPU_TESTS  := $(patsubst %.c,$(BUILD)/%,$(sort $(wildcard t/gpu/*.c)))
 
 $(BUILD)/t/gpu/%.o: CPPFLAGS += -isystem $(CUDA_HOME)/include
@@ -184,6 +187,27 @@ $(BUILD)/t/gpu/ops: $(BUILD)/t/gpu/ops.o $(OPS_OBJS) | $(BUILD)/sd_cuda.so
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) -o $@ $^ -ldl -lm -pthread
 	ln -sf ../../sd_cuda.so $(@D)/sd_cuda.so
+
+$(BUILD)/t/gpu/batch: $(BUILD)/t/gpu/batch.o $(BUILD)/libsd.a \
+        | $(BUILD)/sd_cuda.so
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LDLIBS)
+	ln -sf ../../sd_cuda.so $(@D)/sd_cuda.so
+
+# a bare machine with a GPU will do: see t/gpu/run
+.PHONY: gpu-test gpu-sanitize
+gpu-test gpu-sanitize:
+	BUILD=$(BUILD) NVCC=$(NVCC) MAKE='$(MAKE)' t/gpu/run $@
+
+# what the device did, for bench/kernels.py
+$(BUILD)/bench/trace.so: bench/trace.c
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) -isystem $(CUDA_HOME)/include -shared -o $@ $< \
+	    -L$(CUDA_HOME)/lib64 -lcupti
+
+.PHONY: bench-gpu
+bench-gpu: $(BUILD)/bench/trace.so
+	SD_BUILD=$(BUILD) bench/gpu
 
 
 # the module, by nginx's own configure; SD_LIB says that libsd.a is there

@@ -6,6 +6,7 @@
  *
  * kernels            tests and measures
  * kernels test, kernels bench, kernels bench group_norm
+ * kernels small      tests what is quick enough for compute-sanitizer
  */
 
 #include <math.h>
@@ -1032,24 +1033,30 @@ test_pictures(int c)
 }
 
 
+/* small: what does not take long */
+
 static void
-test(void)
+test(int small)
 {
     int     i;
-    size_t  n;
+    size_t  n, most;
 
     static const int  widths[] = { 1, 3, 8, 20, 33, 320, 328, 640, 768, 1024,
                                    1280, 2560, 2568 };
 
+    most = small ? 330000 : (size_t) -1;
+
     for (i = 0; i < (int) (sizeof(norms) / sizeof(norms[0])); i++) {
-        test_norm(&norms[i]);
+        if ((size_t) norms[i].hw * (norms[i].c + norms[i].c2) <= most) {
+            test_norm(&norms[i]);
+        }
     }
 
     for (i = 0; i < (int) (sizeof(widths) / sizeof(widths[0])); i++) {
-        test_layer(1001, widths[i]);
+        test_layer(small ? 101 : 1001, widths[i]);
     }
 
-    test_geglu(8192, 1280);
+    test_geglu(small ? 82 : 8192, 1280);
     test_geglu(77, 5120);
     test_geglu(33, 1);
     test_geglu(19, 100);
@@ -1060,7 +1067,7 @@ test(void)
         }
     }
 
-    test_softmax(4096, 4096, 4096, 10);
+    test_softmax(small ? 40 : 4096, 4096, 4096, 10);
     test_softmax(100, 77, 80, 10);
     test_softmax(100, 64, 64, 60000);
     test_softmax(20, 8192, 8192, 10);
@@ -1069,7 +1076,10 @@ test(void)
     test_softmax(20, 20001, 20008, 10);
 
     for (i = 0; i < (int) (sizeof(convs) / sizeof(convs[0])); i++) {
-        test_conv(&convs[i]);
+        if ((size_t) convs[i].h * convs[i].w * convs[i].c * convs[i].k <= most)
+        {
+            test_conv(&convs[i]);
+        }
     }
 
     test_layouts(1);
@@ -1447,7 +1457,11 @@ main(int argc, char **argv)
     only = argc > 2 ? argv[2] : NULL;
 
     if (argc < 2 || strcmp(argv[1], "test") == 0) {
-        test();
+        test(0);
+    }
+
+    if (argc > 1 && strcmp(argv[1], "small") == 0) {
+        test(1);
     }
 
     if (argc < 2 || strcmp(argv[1], "bench") == 0) {
