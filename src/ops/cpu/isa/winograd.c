@@ -32,8 +32,11 @@
 
 #define SD_TILES    96          /* of a task */
 #define SD_FEW      160         /* tiles in all ... */
-#define SD_DEEP     256         /* ... with so many outputs to share out */
-#define SD_GROUP    4           /* panels of a task, where tiles are few */
+#define SD_DEEP     256         /* ... with so many outputs to share out; */
+#define SD_FEWEST   64          /* or that few ... */
+#define SD_SHALLOW  128         /* ... with that many */
+#define SD_GROUP    4           /* panels of a task, where tiles are few, or */
+#define SD_GROUPS   8           /* fewer, for so many tasks */
 #define SD_SKEW     80          /* floats between positions, or all 36 would
                                    meet in one set of the cache */
 
@@ -520,7 +523,8 @@ sd_isa(sd_winograd)(sd_context_t *cx, sd_tensor_t y, const sd_conv2d_t *d)
     p.tx = (y.w + out - 1) / out;
     p.tiles = y.n * p.ty * p.tx;
     p.channels = d->w->c;
-    p.few = p.tiles <= SD_FEW && y.c >= SD_DEEP;
+    p.few = (p.tiles <= SD_FEW && y.c >= SD_DEEP)
+            || (p.tiles <= SD_FEWEST && y.c >= SD_SHALLOW);
 
     if (p.few) {
         p.vstride = (size_t) p.tiles * p.channels + SD_SKEW;
@@ -557,7 +561,8 @@ sd_isa(sd_winograd)(sd_context_t *cx, sd_tensor_t y, const sd_conv2d_t *d)
 
     if (p.few) {
         p.v = v.data;
-        p.groups = (p.packed.panels + SD_GROUP - 1) / SD_GROUP;
+        p.groups = sd_max((p.packed.panels + SD_GROUP - 1) / SD_GROUP,
+                          sd_min(p.packed.panels, SD_GROUPS));
 
         (void) (sd_pool_run(cx, sd_winograd_few_in, &p, p.tiles) == SD_OK
                 && sd_pool_run(cx, sd_winograd_few_out, &p, p.groups)
