@@ -59,7 +59,8 @@ int sd_pool_run(sd_context_t *cx, sd_task_pt task, void *data, int n);
 
 typedef struct {
     int      bf16;              /* the matrix is; see bf16.h */
-    int      winograd;          /* 36 transformed filters instead of 9 taps */
+    int      winograd;          /* 6 or 4: 6 x 6 or 4 x 4 transformed filters
+                                   instead of 9 taps */
     int      narrow;            /* matrix is [k][taps][c], 16 zeros behind */
     int      taps;              /* r * r */
     int      panels;            /* of SD_PANEL columns, the last one maybe of
@@ -69,7 +70,7 @@ typedef struct {
     size_t   bias;              /* [columns] at the start */
     size_t   matrix;            /* panels one after the other, each
                                    [rows][its columns]; winograd: that for each
-                                   of the 36, with c rows */
+                                   of the 36 or 16, with c rows */
     size_t   size;
 } sd_packed_t;
 

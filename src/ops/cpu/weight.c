@@ -11,9 +11,9 @@
  *
  * A 3x3 convolution of stride 1 is packed for Winograd's algorithm, transformed
  * in double precision, where that pays at the model's own size: not where
- * channels are few, nor where pictures are so small that its filters, four
- * times as big, take longer to read than the products to compute.  See
- * isa/winograd.c for the points.
+ * channels are few.  4x4 outputs at a time, or 2x2 where pictures are so small
+ * that filters four times as big take longer to read than the products to
+ * compute; these are 1.8 times as big.  See isa/winograd.c for the points.
  *
  *     bias [columns] | position 0: panel 0 [c][32] | panel 1 ... | position 1
  *
@@ -32,14 +32,15 @@
 #include "bf16.h"
 
 
-#define SD_WINOGRAD_PIXELS    64        /* more than that */
+#define SD_WINOGRAD_PIXELS    64        /* more than that: 4x4 outputs */
+#define SD_WINOGRAD_FEW       32        /* more than that: 2x2 */
 #define SD_WINOGRAD_CHANNELS  32        /* at least */
 #define SD_WINOGRAD_MOST      16384     /* c + k, as scratch holds some tiles */
 
 
-/* G, for the points 0, 1, -1, 1/2, -2, infinity; and 0, 1, -1, 2, -2 */
+/* G, for the points 0, 1, -1, 1/2, -2, infinity; 0, 1, -1, 2, -2; 0, 1, -1 */
 
-static const double  sd_winograd_g[2][6][3] = {
+static const double  sd_winograd_g[3][6][3] = {
     {
         { 1, 0, 0 },
         { 1 / 3.0, 1 / 3.0, 1 / 3.0 },
@@ -54,6 +55,12 @@ static const double  sd_winograd_g[2][6][3] = {
         { -1 / 6.0, 1 / 6.0, -1 / 6.0 },
         { 1 / 24.0, 2 / 24.0, 4 / 24.0 },
         { 1 / 24.0, -2 / 24.0, 4 / 24.0 },
+        { 0, 0, 1 }
+    },
+    {
+        { 1, 0, 0 },
+        { 1 / 2.0, 1 / 2.0, 1 / 2.0 },
+        { 1 / 2.0, -1 / 2.0, 1 / 2.0 },
         { 0, 0, 1 }
     }
 };
@@ -120,12 +127,12 @@ sd_cpu_packed(const sd_device_t *dev, const sd_weight_t *w, sd_packed_t *p)
     p->matrix = sd_align(p->columns, SD_PANEL);
 
     if (w->kind == SD_WEIGHT_CONV && w->r == 3 && w->stride == 1
-        && w->hint > SD_WINOGRAD_PIXELS
+        && w->hint > SD_WINOGRAD_FEW
         && w->c >= SD_WINOGRAD_CHANNELS && w->k >= SD_WINOGRAD_CHANNELS
         && w->c + w->k <= SD_WINOGRAD_MOST)
     {
-        p->winograd = 1;
-        p->rows = 36 * (size_t) w->c;
+        p->winograd = w->hint > SD_WINOGRAD_PIXELS ? 6 : 4;
+        p->rows = p->winograd * p->winograd * (size_t) w->c;
     }
 
     p->size = p->matrix + p->rows * p->columns;
@@ -278,15 +285,17 @@ sd_panel_pack(void *data, int task, char *scratch)
 static void
 sd_winograd_pack(void *data, int task, char *scratch)
 {
-    int                 c, i, j, l, k, column, columns;
+    int                 c, i, j, l, k, column, columns, edge;
     float              *dst;
     double              g[9][SD_PANEL / 2], t[18][SD_PANEL / 2], s;
     sd_pack_t          *pack = data;
     const sd_weight_t  *w = pack->w;
     const sd_packed_t  *p = &pack->packed;
-    const double      (*m)[3] = sd_winograd_g[w->upsample];
+    const double      (*m)[3];
 
     columns = sd_min(SD_PANEL, p->columns - task * SD_PANEL);
+    edge = p->winograd;
+    m = sd_winograd_g[edge == 4 ? 2 : w->upsample];
 
     for (column = task * SD_PANEL; column < task * SD_PANEL + columns;
          column += SD_PANEL / 2)
@@ -302,7 +311,7 @@ sd_winograd_pack(void *data, int task, char *scratch)
                 }
             }
 
-            for (i = 0; i < 6; i++) {
+            for (i = 0; i < edge; i++) {
                 for (j = 0; j < 3; j++) {
                     for (l = 0; l < SD_PANEL / 2; l++) {
                         t[i * 3 + j][l] = m[i][0] * g[j][l]
@@ -318,11 +327,11 @@ sd_winograd_pack(void *data, int task, char *scratch)
                   + (size_t) task * SD_PANEL * w->c
                   + (size_t) c * columns + column % SD_PANEL;
 
-            for (i = 0; i < 36; i++) {
+            for (i = 0; i < edge * edge; i++) {
                 for (l = 0; l < SD_PANEL / 2; l++) {
-                    s = t[i / 6 * 3][l] * m[i % 6][0]
-                        + t[i / 6 * 3 + 1][l] * m[i % 6][1]
-                        + t[i / 6 * 3 + 2][l] * m[i % 6][2];
+                    s = t[i / edge * 3][l] * m[i % edge][0]
+                        + t[i / edge * 3 + 1][l] * m[i % edge][1]
+                        + t[i / edge * 3 + 2][l] * m[i % edge][2];
 
                     dst[l] = (float) s;
                 }

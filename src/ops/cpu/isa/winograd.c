@@ -13,6 +13,9 @@
  * both directions, and the row of B^T for -1, (0 4 -4 -1 1 0), is zero on all
  * of these: 25 products do instead of 36.
  *
+ * For the smallest pictures (see weight.c) it is F(2x2, 3x3): 2x2 outputs from
+ * 16 products instead of 36, at the points 0, 1, -1.
+ *
  * Where there are many tiles, a task is a block of tiles.  Where there are few
  * (deep in the unet), filters are what takes time to read: all tiles are
  * transformed first, and a task is a group of panels, so that each filter is
@@ -29,8 +32,11 @@
 
 #define SD_TILES    96          /* of a task */
 #define SD_FEW      160         /* tiles in all ... */
-#define SD_DEEP     256         /* ... with so many outputs to share out */
-#define SD_GROUP    4           /* panels of a task, where tiles are few */
+#define SD_DEEP     256         /* ... with so many outputs to share out; */
+#define SD_FEWEST   64          /* or that few ... */
+#define SD_SHALLOW  128         /* ... with that many */
+#define SD_GROUP    4           /* panels of a task, where tiles are few, or */
+#define SD_GROUPS   8           /* fewer, for so many tasks */
 #define SD_SKEW     80          /* floats between positions, or all 36 would
                                    meet in one set of the cache */
 
@@ -44,6 +50,7 @@ typedef struct {
     int            up;
     int            ty, tx;      /* tiles in a picture */
     int            tiles;       /* in all */
+    int            edge;        /* of a tile of inputs: 6 or 4 */
     int            skip;        /* the position that is zero, or -1 */
 
     sd_packed_t    packed;
@@ -63,6 +70,8 @@ static void sd_winograd_in(const sd_winograd_t *p, float *v, size_t stride,
 static void sd_winograd_product(const sd_winograd_t *p, const float *v,
     size_t vstride, float *m, size_t mstride, int tiles, int first, int last);
 static void sd_winograd_out(const sd_winograd_t *p, const float *m,
+    size_t stride, int tile, int column, int columns);
+static void sd_winograd_out2(const sd_winograd_t *p, const float *m,
     size_t stride, int tile, int column, int columns);
 static void sd_winograd_block(void *data, int task, char *scratch);
 static void sd_winograd_few_in(void *data, int task, char *scratch);
@@ -169,7 +178,40 @@ sd_winograd_lanes(float *v, size_t stride, const float *const at[36], int c,
 }
 
 
-/* all channels of one tile to v: [36] at stride, [c] */
+/* F(2x2, 3x3) */
+
+sd_inline void
+sd_winograd_lanes4(float *v, size_t stride, const float *const at[36], int c,
+    int lanes)
+{
+    int  i, j;
+    v16  d[4], t[16];
+
+#pragma GCC unroll 4
+    for (j = 0; j < 4; j++) {
+#pragma GCC unroll 4
+        for (i = 0; i < 4; i++) {
+            d[i] = at[i * 4 + j] != NULL ? v_loadx(at[i * 4 + j] + c, lanes)
+                                         : v_set(0);
+        }
+
+        t[j] = v_sub(d[0], d[2]);
+        t[4 + j] = v_add(d[1], d[2]);
+        t[8 + j] = v_sub(d[2], d[1]);
+        t[12 + j] = v_sub(d[1], d[3]);
+    }
+
+#pragma GCC unroll 4
+    for (i = 0; i < 16; i += 4) {
+        v_storex(v + i * stride, v_sub(t[i], t[i + 2]), lanes);
+        v_storex(v + (i + 1) * stride, v_add(t[i + 1], t[i + 2]), lanes);
+        v_storex(v + (i + 2) * stride, v_sub(t[i + 2], t[i + 1]), lanes);
+        v_storex(v + (i + 3) * stride, v_sub(t[i + 1], t[i + 3]), lanes);
+    }
+}
+
+
+/* all channels of one tile to v: [36 or 16] at stride, [c] */
 
 static void
 sd_winograd_in(const sd_winograd_t *p, float *v, size_t stride, int tile)
@@ -178,28 +220,31 @@ sd_winograd_in(const sd_winograd_t *p, float *v, size_t stride, int tile)
     const float  *at[36];
 
     n = tile / (p->ty * p->tx);
-    y = tile / p->tx % p->ty * 4 - 1;
-    x = tile % p->tx * 4 - 1;
+    y = tile / p->tx % p->ty * (p->edge - 2) - 1;
+    x = tile % p->tx * (p->edge - 2) - 1;
 
     for (s = 0; s < 2; s++) {
-        for (i = 0; i < 6; i++) {
-            for (j = 0; j < 6; j++) {
+        for (i = 0; i < p->edge; i++) {
+            for (j = 0; j < p->edge; j++) {
                 iy = y + i;
                 ix = x + j;
 
                 if (iy < 0 || iy >= p->h || ix < 0 || ix >= p->w) {
-                    at[i * 6 + j] = NULL;
+                    at[i * p->edge + j] = NULL;
                     continue;
                 }
 
-                at[i * 6 + j] = p->x[s]
+                at[i * p->edge + j] = p->x[s]
                     + (((size_t) n * p->sh + (iy >> p->up)) * p->sw
                        + (ix >> p->up)) * p->c[s];
             }
         }
 
         for (c = 0; c < p->c[s]; c += SD_LANES) {
-            if (p->up) {
+            if (p->edge == 4) {
+                sd_winograd_lanes4(v + c, stride, at, c, p->c[s] - c);
+
+            } else if (p->up) {
                 sd_winograd_lanes(v + c, stride, at, c, p->c[s] - c, 1);
 
             } else {
@@ -224,7 +269,7 @@ sd_winograd_product(const sd_winograd_t *p, const float *v, size_t vstride,
 
     ld = (last - first) * SD_PANEL;
 
-    for (i = 0; i < 36; i++) {
+    for (i = 0; i < p->edge * p->edge; i++) {
         if (p->skip >= 0 && (i / 6 == p->skip || i % 6 == p->skip)) {
             continue;
         }
@@ -266,6 +311,11 @@ sd_winograd_out(const sd_winograd_t *p, const float *m, size_t stride, int tile,
     int           i, j, c, n, y, x, rows, cols, lanes, q;
     v16           t[4][6], o[4], s[6], bias;
     size_t        at;
+
+    if (p->edge == 4) {
+        sd_winograd_out2(p, m, stride, tile, column, columns);
+        return;
+    }
 
     n = tile / (p->ty * p->tx);
     y = tile / p->tx % p->ty * 4;
@@ -332,6 +382,61 @@ sd_winograd_out(const sd_winograd_t *p, const float *m, size_t stride, int tile,
 }
 
 
+/* the same of m: [16] */
+
+static void
+sd_winograd_out2(const sd_winograd_t *p, const float *m, size_t stride,
+    int tile, int column, int columns)
+{
+    int     i, j, c, n, y, x, lanes;
+    v16     t[2][4], o[2], s[4], bias;
+    size_t  at;
+
+    n = tile / (p->ty * p->tx);
+    y = tile / p->tx % p->ty * 2;
+    x = tile % p->tx * 2;
+
+    for (c = 0; c < columns; c += SD_LANES) {
+        lanes = p->outputs - column - c;
+        if (lanes <= 0) {
+            break;
+        }
+
+        bias = v_load(p->weight + p->packed.bias + column + c);
+
+#pragma GCC unroll 4
+        for (j = 0; j < 4; j++) {
+#pragma GCC unroll 4
+            for (i = 0; i < 4; i++) {
+                s[i] = v_load(m + (i * 4 + j) * stride + c);
+            }
+
+            t[0][j] = v_add(v_add(s[0], s[1]), s[2]);
+            t[1][j] = v_sub(v_sub(s[1], s[2]), s[3]);
+        }
+
+        for (i = 0; i < sd_min(2, p->h - y); i++) {
+            o[0] = v_add(v_add(t[i][0], t[i][1]), t[i][2]);
+            o[1] = v_sub(v_sub(t[i][1], t[i][2]), t[i][3]);
+
+            at = (((size_t) n * p->h + y + i) * p->w + x) * p->outputs + column
+                 + c;
+
+            for (j = 0; j < sd_min(2, p->w - x); j++) {
+                o[j] = v_add(o[j], bias);
+
+                if (p->residual != NULL) {
+                    o[j] = v_add(o[j], v_loadx(p->residual + at, lanes));
+                }
+
+                v_storex(p->y + at, o[j], lanes);
+                at += p->outputs;
+            }
+        }
+    }
+}
+
+
 static void
 sd_winograd_block(void *data, int task, char *scratch)
 {
@@ -349,7 +454,7 @@ sd_winograd_block(void *data, int task, char *scratch)
     mstride = (size_t) tiles * columns + SD_SKEW;
 
     v = (float *) scratch;
-    m = v + sd_align(36 * vstride, SD_LANES);
+    m = v + sd_align(p->edge * p->edge * vstride, SD_LANES);
 
     for (i = 0; i < tiles; i++) {
         sd_winograd_in(p, v + (size_t) i * p->channels, vstride, first + i);
@@ -400,7 +505,7 @@ sd_winograd_few_out(void *data, int task, char *scratch)
 int
 sd_isa(sd_winograd)(sd_context_t *cx, sd_tensor_t y, const sd_conv2d_t *d)
 {
-    int            tiles;
+    int            tiles, positions, out;
     size_t         size;
     sd_tensor_t    v;
     sd_winograd_t  p;
@@ -408,23 +513,28 @@ sd_isa(sd_winograd)(sd_context_t *cx, sd_tensor_t y, const sd_conv2d_t *d)
     memset(&p, 0, sizeof(sd_winograd_t));
     memset(&v, 0, sizeof(sd_tensor_t));
 
-    p.ty = (y.h + 3) / 4;
-    p.tx = (y.w + 3) / 4;
+    sd_cpu_packed(cx->device, d->w, &p.packed);
+
+    p.edge = p.packed.winograd;
+    positions = p.edge * p.edge;
+    out = p.edge - 2;
+
+    p.ty = (y.h + out - 1) / out;
+    p.tx = (y.w + out - 1) / out;
     p.tiles = y.n * p.ty * p.tx;
     p.channels = d->w->c;
-    p.few = p.tiles <= SD_FEW && y.c >= SD_DEEP;
+    p.few = (p.tiles <= SD_FEW && y.c >= SD_DEEP)
+            || (p.tiles <= SD_FEWEST && y.c >= SD_SHALLOW);
 
     if (p.few) {
         p.vstride = (size_t) p.tiles * p.channels + SD_SKEW;
-        v = sd_alloc_type(cx, SD_F32, 1, 1, 36, (int) p.vstride);
+        v = sd_alloc_type(cx, SD_F32, 1, 1, positions, (int) p.vstride);
     }
 
     if (cx->plan || cx->status != SD_OK) {
         sd_free(cx, &v);
         return cx->status;
     }
-
-    sd_cpu_packed(cx->device, d->w, &p.packed);
 
     p.weight = d->w->data;
     p.x[0] = d->x.data;
@@ -446,11 +556,13 @@ sd_isa(sd_winograd)(sd_context_t *cx, sd_tensor_t y, const sd_conv2d_t *d)
 
     /* a last row or column that does not exist has no twin */
 
-    p.skip = p.up && p.h == 2 * p.sh && p.w == 2 * p.sw ? 2 : -1;
+    p.skip = p.edge == 6 && p.up && p.h == 2 * p.sh && p.w == 2 * p.sw ? 2
+                                                                       : -1;
 
     if (p.few) {
         p.v = v.data;
-        p.groups = (p.packed.panels + SD_GROUP - 1) / SD_GROUP;
+        p.groups = sd_max((p.packed.panels + SD_GROUP - 1) / SD_GROUP,
+                          sd_min(p.packed.panels, SD_GROUPS));
 
         (void) (sd_pool_run(cx, sd_winograd_few_in, &p, p.tiles) == SD_OK
                 && sd_pool_run(cx, sd_winograd_few_out, &p, p.groups)
@@ -463,7 +575,7 @@ sd_isa(sd_winograd)(sd_context_t *cx, sd_tensor_t y, const sd_conv2d_t *d)
 
     /* as many tiles as scratch holds; it does hold some: see weight.c */
 
-    size = 36 * ((size_t) p.channels + p.packed.panels * SD_PANEL)
+    size = positions * ((size_t) p.channels + p.packed.panels * SD_PANEL)
            * sizeof(float);
 
     tiles = (int) sd_min((SD_SCRATCH - 64 * 1024) / size, SD_TILES);
