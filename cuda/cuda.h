@@ -37,6 +37,7 @@
 
 #define SD_CUDA_WORKSPACE  ((size_t) 32 << 20)
 #define SD_CUDA_BUCKETS    512
+#define SD_CUDA_BIG        ((size_t) 64 << 20)
 
 
 typedef struct sd_cuda_plan_s    sd_cuda_plan_t;

@@ -122,8 +122,10 @@ sd_cuda_open(sd_device_t *dev, int threads, const char *isa, sd_error_t *err)
 static int
 sd_cuda_properties(sd_cuda_device_t *d, sd_device_t *dev, sd_error_t *err)
 {
-    int          major, minor;
-    cudaError_t  rc;
+    int            major, minor;
+    uint64_t       keep;
+    cudaError_t    rc;
+    cudaMemPool_t  pool;
 
     rc = cudaSetDevice(d->ordinal);
 
@@ -151,6 +153,18 @@ sd_cuda_properties(sd_cuda_device_t *d, sd_device_t *dev, sd_error_t *err)
 
     if (rc == cudaSuccess) {
         rc = cudaStreamCreateWithFlags(&d->transfer, cudaStreamNonBlocking);
+    }
+
+    if (rc == cudaSuccess) {
+        rc = cudaDeviceGetDefaultMemPool(&pool, d->ordinal);
+    }
+
+    /* what was a picture's will be another's */
+
+    if (rc == cudaSuccess) {
+        keep = UINT64_MAX;
+        rc = cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold,
+                                     &keep);
     }
 
     if (rc != cudaSuccess) {
@@ -239,15 +253,34 @@ sd_cuda_memory(sd_device_t *dev, size_t *left, size_t *total)
 }
 
 
+/*
+ * Pictures come and go beside others that are stepped, and cudaFree() waits for
+ * all of the device: so what is not big is from the driver's pool, in the order
+ * of the stream of transfers, which is idle but for a moment.  Who frees has
+ * waited for his own stream.
+ */
+
 static void *
 sd_cuda_alloc(sd_device_t *dev, size_t size)
 {
     void              *p;
+    cudaError_t        rc;
     sd_cuda_device_t  *d = dev->impl;
 
-    if (cudaSetDevice(d->ordinal) != cudaSuccess
-        || cudaMalloc(&p, size) != cudaSuccess)
-    {
+    rc = cudaSetDevice(d->ordinal);
+
+    if (rc == cudaSuccess && size < SD_CUDA_BIG) {
+        rc = cudaMallocAsync(&p, size, d->transfer);
+
+        if (rc == cudaSuccess) {
+            rc = cudaStreamSynchronize(d->transfer);
+        }
+
+    } else if (rc == cudaSuccess) {
+        rc = cudaMalloc(&p, size);
+    }
+
+    if (rc != cudaSuccess) {
         (void) cudaGetLastError();
         return NULL;
     }
@@ -259,7 +292,13 @@ sd_cuda_alloc(sd_device_t *dev, size_t size)
 static void
 sd_cuda_free(sd_device_t *dev, void *p, size_t size)
 {
-    cudaFree(p);
+    sd_cuda_device_t  *d = dev->impl;
+
+    if (size < SD_CUDA_BIG) {
+        cudaFreeAsync(p, d->transfer);
+    } else {
+        cudaFree(p);
+    }
 }
 
 
