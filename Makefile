@@ -207,7 +207,7 @@ $(BUILD)/bench/trace.so: bench/trace.c
 
 .PHONY: bench-gpu
 bench-gpu: $(BUILD)/bench/trace.so
-	SD_BUILD=$(BUILD) bench/gpu
+	SD_BUILD=$(BUILD) bench/gpu --write
 
 
 # the module, by nginx's own configure; SD_LIB says that libsd.a is there
