@@ -35,9 +35,8 @@
 
 #include <math.h>
 
-#include <cuda.h>
-
 #include "attention.h"
+#include "sm90.cuh"
 
 
 #define LOG2E  1.44269504088896340736f
@@ -45,179 +44,7 @@
 #define KT     128              /* keys of a tile */
 #define ROW    128              /* bytes of a row of a box: 64 elements */
 
-/* the driver's cuTensorMapEncodeTiled, of its version 12.0 */
-typedef CUresult (*encode_pt)(CUtensorMap *map, CUtensorMapDataType type,
-    cuuint32_t rank, void *address, const cuuint64_t *dims,
-    const cuuint64_t *strides, const cuuint32_t *box,
-    const cuuint32_t *element_strides, CUtensorMapInterleave interleave,
-    CUtensorMapSwizzle swizzle, CUtensorMapL2promotion promotion,
-    CUtensorMapFloatOOBfill fill);
-
-
-/* older chips get an empty kernel */
-
-#if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
-#define HOPPER
-#endif
-
-
 #ifdef HOPPER
-
-/* primitives: barriers */
-
-static __device__ __forceinline__ uint32_t
-shared_address(const void *p)
-{
-    return (uint32_t) __cvta_generic_to_shared(p);
-}
-
-
-static __device__ __forceinline__ void
-barrier_init(uint32_t at, int count)
-{
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;"
-                 :: "r"(at), "r"(count) : "memory");
-}
-
-
-/* makes barriers known to TMA */
-
-static __device__ __forceinline__ void
-barrier_init_fence(void)
-{
-    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-}
-
-
-/* an arrival, and bytes that will arrive */
-
-static __device__ __forceinline__ void
-barrier_expect(uint32_t at, int bytes)
-{
-    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;"
-                 :: "r"(at), "r"(bytes) : "memory");
-}
-
-
-static __device__ __forceinline__ void
-barrier_arrive(uint32_t at)
-{
-    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];"
-                 :: "r"(at) : "memory");
-}
-
-
-/* until the phase of this parity is over */
-
-static __device__ __forceinline__ void
-barrier_wait(uint32_t at, uint32_t parity)
-{
-    asm volatile("{\n"
-                 ".reg .pred  done;\n"
-                 "again:\n"
-                 "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
-                 "@done bra over;\n"
-                 "bra again;\n"
-                 "over:\n"
-                 "}"
-                 :: "r"(at), "r"(parity) : "memory");
-}
-
-
-/* the 128 threads of a warpgroup */
-
-static __device__ __forceinline__ void
-group_sync(int id)
-{
-    asm volatile("bar.sync %0, 128;" :: "r"(id) : "memory");
-}
-
-
-/* TMA: boxes at column, head, row, sample of a map */
-
-static __device__ __forceinline__ void
-box_load(uint32_t to, const CUtensorMap *map, uint32_t barrier, int column,
-    int head, int row, int sample)
-{
-    asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.tile"
-                 ".mbarrier::complete_tx::bytes "
-                 "[%0], [%1, {%3, %4, %5, %6}], [%2];"
-                 :: "r"(to), "l"(map), "r"(barrier), "r"(column), "r"(head),
-                    "r"(row), "r"(sample)
-                 : "memory");
-}
-
-
-static __device__ __forceinline__ void
-box_store(const CUtensorMap *map, uint32_t from, int column, int head,
-    int row, int sample)
-{
-    asm volatile("cp.async.bulk.tensor.4d.global.shared::cta.tile.bulk_group "
-                 "[%0, {%2, %3, %4, %5}], [%1];"
-                 :: "l"(map), "r"(from), "r"(column), "r"(head), "r"(row),
-                    "r"(sample)
-                 : "memory");
-}
-
-
-/* ordinary stores to shared memory before, TMA after */
-
-static __device__ __forceinline__ void
-box_store_fence(void)
-{
-    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-}
-
-
-/* until shared memory has been read */
-
-static __device__ __forceinline__ void
-box_store_wait(void)
-{
-    asm volatile("cp.async.bulk.commit_group;\n"
-                 "cp.async.bulk.wait_group.read 0;" ::: "memory");
-}
-
-
-/* wgmma */
-
-static __device__ __forceinline__ void
-wgmma_fence(void)
-{
-    asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
-}
-
-
-static __device__ __forceinline__ void
-wgmma_commit(void)
-{
-    asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
-}
-
-
-template <int n>
-static __device__ __forceinline__ void
-wgmma_wait(void)
-{
-    asm volatile("wgmma.wait_group.sync.aligned %0;" :: "n"(n) : "memory");
-}
-
-
-#define R4(d, i)   "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
-#define R16(d, i)  R4(d, i), R4(d, i + 4), R4(d, i + 8), R4(d, i + 12)
-
-#define N8(a, b, c, d, e, f, g, h)                                            \
-    "%" #a ", %" #b ", %" #c ", %" #d ", %" #e ", %" #f ", %" #g ", %" #h
-
-#define N16_0   N8(0, 1, 2, 3, 4, 5, 6, 7) ", "                               \
-                N8(8, 9, 10, 11, 12, 13, 14, 15)
-#define N16_16  N8(16, 17, 18, 19, 20, 21, 22, 23) ", "                       \
-                N8(24, 25, 26, 27, 28, 29, 30, 31)
-#define N16_32  N8(32, 33, 34, 35, 36, 37, 38, 39) ", "                       \
-                N8(40, 41, 42, 43, 44, 45, 46, 47)
-#define N16_48  N8(48, 49, 50, 51, 52, 53, 54, 55) ", "                       \
-                N8(56, 57, 58, 59, 60, 61, 62, 63)
-
 
 /* s: [64, 128] = or += q: [64, 16], k: [128, 16], rows of 16 both */
 
@@ -267,69 +94,6 @@ wgmma_pv(float *o, const uint32_t *p, uint64_t v)
 }
 
 
-static __device__ __forceinline__ float
-exp2_fast(float x)
-{
-    float  y;
-
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-
-    return y;
-}
-
-
-/* two halves, lo in the low bits */
-
-static __device__ __forceinline__ uint32_t
-pack(float lo, float hi)
-{
-    uint32_t  r;
-
-    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(hi), "f"(lo));
-
-    return r;
-}
-
-
-static __device__ __forceinline__ void
-store_4(uint32_t at, uint32_t x)
-{
-    asm volatile("st.shared.b32 [%0], %1;" :: "r"(at), "r"(x) : "memory");
-}
-
-
-/*
- * x is what an asynchronous instruction, over by now, has read or written: no
- * use of it moves from here to before
- */
-
-static __device__ __forceinline__ void
-settled(float *x, int n)
-{
-    int  i;
-
-    #pragma unroll
-    for (i = 0; i < n; i++) {
-        asm volatile("" : "+f"(x[i]) :: "memory");
-    }
-}
-
-
-static __device__ __forceinline__ void
-settled(uint32_t *x, int n)
-{
-    int  i;
-
-    #pragma unroll
-    for (i = 0; i < n; i++) {
-        asm volatile("" : "+r"(x[i]) :: "memory");
-    }
-}
-
-
-/* end of primitives */
-
-
 /* a quad of lanes holds a row */
 
 static __device__ __forceinline__ float
@@ -347,21 +111,6 @@ quad_sum(float x)
     x += __shfl_xor_sync(0xffffffff, x, 1);
 
     return x + __shfl_xor_sync(0xffffffff, x, 2);
-}
-
-
-/*
- * A matrix in shared memory, swizzled by 128 bytes, as wgmma wants it said:
- * rows of 128 bytes, eight of them 1024 bytes before the next eight; next: how
- * many bytes after the first 64 columns the next 64 are, where columns are not
- * what is summed over
- */
-
-static __device__ __forceinline__ uint64_t
-matrix(uint32_t at, int next)
-{
-    return (uint64_t) (at >> 4) | (uint64_t) (next >> 4) << 16
-           | (uint64_t) (1024 >> 4) << 32 | (uint64_t) 1 << 62;
 }
 
 
@@ -829,33 +578,14 @@ cudaError_t
 sd_cuda_attention_sm90(cudaStream_t s, const sd_cuda_chip_t *chip,
     const sd_cuda_attention_t *a)
 {
-    void                             *p;
-    encode_pt                         encode;
-    cudaError_t                       rc;
-    cudaDriverEntryPointQueryResult   found;
+    encode_pt    encode;
+    cudaError_t  rc;
 
-    /* the driver's library is there, as cudart has loaded it: not linked */
+    rc = tensor_map_encoder(&encode);
 
-    static void  *entry;
-
-    p = __atomic_load_n(&entry, __ATOMIC_RELAXED);
-
-    if (p == NULL) {
-        rc = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &p,
-                                              12000, cudaEnableDefault,
-                                              &found);
-        if (rc != cudaSuccess) {
-            return rc;
-        }
-
-        if (found != cudaDriverEntryPointSuccess) {
-            return cudaErrorNotSupported;
-        }
-
-        __atomic_store_n(&entry, p, __ATOMIC_RELAXED);
+    if (rc != cudaSuccess) {
+        return rc;
     }
-
-    encode = (encode_pt) p;
 
     switch (a->d) {
 
