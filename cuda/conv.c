@@ -3,8 +3,9 @@
  *
  * The graphs are those that its precompiled engines know: conv, bias; and conv,
  * residual, bias, in that order (the other order would be compiled at run time,
- * for seconds).  1x1 convolutions are matrix products, and what is enlarged by
- * nearest x2 first is that in memory.
+ * for seconds).  1x1 convolutions are matrix products.  What is enlarged by
+ * nearest x2 first is that in memory, but on Hopper, where it is enlarged to
+ * exactly twice its size: see conv_up.cu.
  *
  * On Hopper its engines' bits depend on the depth of a slice (32 or 64) and on
  * whether the depth is split, and on nothing else: tile, cluster and batch do
@@ -873,31 +874,43 @@ sd_conv_product(sd_context_t *cx, sd_tensor_t y, const sd_conv2d_t *d)
 }
 
 
-static int
-sd_conv_direct(sd_context_t *cx, sd_tensor_t y, const sd_conv2d_t *d)
+/* d as our own kernels take it */
+
+static void
+sd_conv_own(sd_cuda_conv_t *c, sd_tensor_t y, const sd_conv2d_t *d)
 {
-    sd_cuda_conv_t    c = { 0 };
     sd_cuda_packed_t  p;
 
     sd_cuda_packed(d->w, &p);
 
-    c.y = y.data;
-    c.x = d->x.data;
-    c.x2 = d->x2.data;
-    c.w = d->w->data;
-    c.bias = (sd_half_t *) ((char *) d->w->data + p.bias);
-    c.residual = d->residual.data;
-    c.n = d->x.n;
-    c.h = d->x.h;
-    c.wd = d->x.w;
-    c.c = d->x.c;
-    c.c2 = sd_empty(&d->x2) ? 0 : d->x2.c;
-    c.oh = y.h;
-    c.ow = y.w;
-    c.k = y.c;
-    c.r = d->w->r;
-    c.stride = d->w->stride;
-    c.upsample = d->w->upsample;
+    memset(c, 0, sizeof(*c));
+
+    c->y = y.data;
+    c->x = d->x.data;
+    c->x2 = d->x2.data;
+    c->w = d->w->data;
+    c->bias = (sd_half_t *) ((char *) d->w->data + p.bias);
+    c->residual = d->residual.data;
+    c->n = d->x.n;
+    c->h = d->x.h;
+    c->wd = d->x.w;
+    c->c = d->x.c;
+    c->c2 = sd_empty(&d->x2) ? 0 : d->x2.c;
+    c->oh = y.h;
+    c->ow = y.w;
+    c->k = y.c;
+    c->r = d->w->r;
+    c->stride = d->w->stride;
+    c->upsample = d->w->upsample;
+}
+
+
+static int
+sd_conv_direct(sd_context_t *cx, sd_tensor_t y, const sd_conv2d_t *d)
+{
+    sd_cuda_conv_t  c;
+
+    sd_conv_own(&c, y, d);
 
     return sd_cuda_done(cx, sd_cuda_conv_direct(sd_cuda_stream(cx),
                                 &sd_cuda_of(cx)->device->chip, &c),
@@ -905,10 +918,38 @@ sd_conv_direct(sd_context_t *cx, sd_tensor_t y, const sd_conv2d_t *d)
 }
 
 
+/* without the enlarged tensor, where there is a kernel for that; else *done
+ * stays 0 */
+
+static int
+sd_conv_up(sd_context_t *cx, sd_tensor_t y, const sd_conv2d_t *d, int *done)
+{
+    sd_cuda_conv_t         c;
+    sd_cuda_packed_t       p;
+    const sd_cuda_chip_t  *chip;
+
+    chip = &sd_cuda_of(cx)->device->chip;
+
+    sd_cuda_packed(d->w, &p);
+    sd_conv_own(&c, y, d);
+
+    c.w = (sd_half_t *) ((char *) d->w->data + p.up);
+
+    if (p.up == 0 || !sd_cuda_conv_up_takes(chip, &c)) {
+        return SD_OK;
+    }
+
+    *done = 1;
+
+    return sd_cuda_done(cx, sd_cuda_conv_up(sd_cuda_stream(cx), chip, &c),
+                        "conv_up");
+}
+
+
 int
 sd_cuda_conv2d(sd_context_t *cx, sd_tensor_t y, const sd_conv2d_t *d)
 {
-    int           rc;
+    int           rc, done;
     cudaError_t   e;
     sd_tensor_t   t;
     cudaStream_t  s;
@@ -932,6 +973,17 @@ sd_cuda_conv2d(sd_context_t *cx, sd_tensor_t y, const sd_conv2d_t *d)
 
     if (sd_empty(&t)) {
         return sd_conv_library(cx, y, d, &d->x);
+    }
+
+    done = 0;
+
+    if (d->w->upsample) {
+        rc = sd_conv_up(cx, y, d, &done);
+
+        if (done) {
+            sd_free(cx, &t);
+            return rc;
+        }
     }
 
     s = sd_cuda_stream(cx);
