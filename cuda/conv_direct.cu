@@ -3,11 +3,17 @@
  * (conv_in, 4 to 320), few out (conv_out, 320 to 4, 128 to 3), or a number of
  * them that is no multiple of 8.
  *
- * Floors: 4 to 320 of two samples of 64x64: 5.2 MB written, 1.8 us at 3.0 TB/s
- * (94 million FMAs, 3 us); 128 to 3 at 512x512: 67 MB read, 22 us.
- * Measured: see the end of bench/RESULTS.md
+ * Floors, by bytes at 3.0 TB/s, and what it takes on an H100; and cuDNN, padded
+ * to eight channels where there are fewer:
  *
- * Sums are fp32 and run over taps, then channels.
+ *                                           floor    this   cuDNN
+ *      2 samples of 64x64,   4 to 320         1.8     4.4     6.2 us
+ *                           320 to 4          1.8     7.2    11.1
+ *     16 samples of 64x64,  320 to 4         14.2    24.2    54.1
+ *      1 sample of 64x64,     4 to 512        1.4     4.0     5.4
+ *      1 sample of 512x512, 128 to 3         22.9    36.1    92.8
+ *
+ * Sums are fp32, in an order that the shape of the weights decides.
  */
 
 #include "common.cuh"
@@ -51,32 +57,32 @@ sd_conv_source(const sd_cuda_conv_t *d, int p, int i, int j)
  * units q, q + 4 ... of rows g, g + 8, which is all that an mma asks, as its
  * columns may stand in any order.  A warp makes 32 channels of 32 pixels; those
  * that a lane gets follow each other.
- * UNIT: units are four channels of one tap.  STEPS: how often four units, 0:
- * d.r and the number of channels say.
+ * UNIT: units are four channels of one tap.  FOUR: there are four channels, in
+ * 3x3 taps of stride 1, nothing is enlarged.
  * grid: pixels, channels, samples
  */
 
-template <int STEPS, bool UNIT>
+template <bool FOUR, bool UNIT>
 __global__ void
-__launch_bounds__(256)
+__launch_bounds__(128)
 sd_conv_few_in(const sd_cuda_conv_t d)
 {
     int               i, j, s, g, q, k, k0, at, from, unit, steps, channels;
-    int               pixel, pixels, length;
+    int               pixel, pixels, length, py[4], px[4];
     float             acc[2][4][4], v[8], w[8];
     size_t            n, out;
     uint2             a[4], b[4];
     const sd_half_t  *x, *x2;
 
     channels = d.c + d.c2;
-    length = d.r * d.r * channels;
-    steps = STEPS ? STEPS : sd_cuda_div(length, 16);
+    length = FOUR ? 36 : d.r * d.r * channels;
+    steps = FOUR ? 3 : sd_cuda_div(length, 16);
     pixels = d.oh * d.ow;
     n = blockIdx.z;
     k0 = blockIdx.y * 32;
     g = threadIdx.x % 32 / 4;
     q = threadIdx.x % 4;
-    pixel = (blockIdx.x * 8 + threadIdx.x / 32) * 32;
+    pixel = (blockIdx.x * 4 + threadIdx.x / 32) * 32;
 
     x = d.x + n * d.h * d.wd * d.c;
     x2 = d.x2 + n * d.h * d.wd * d.c2;
@@ -90,7 +96,15 @@ sd_conv_few_in(const sd_cuda_conv_t d)
         }
     }
 
-#pragma unroll(STEPS ? STEPS : 1)
+#pragma unroll
+    for (i = 0; i < 4 && FOUR; i++) {
+        at = pixel + i * 8 + g;
+        py[i] = at / d.ow;
+        px[i] = at - py[i] * d.ow;
+        py[i] = at < pixels ? py[i] - 1 : -9;
+    }
+
+#pragma unroll(FOUR ? 3 : 1)
     for (s = 0; s < steps; s++) {
         unit = 4 * s + q;
 
@@ -99,11 +113,19 @@ sd_conv_few_in(const sd_cuda_conv_t d)
             a[i] = make_uint2(0, 0);
             at = pixel + i * 8 + g;
 
-            if (at >= pixels || 4 * unit >= length) {
+            if ((at >= pixels && !FOUR) || 4 * unit >= length) {
                 continue;
             }
 
-            if constexpr (UNIT) {
+            if constexpr (FOUR) {
+                j = py[i] + unit / 3;
+                from = px[i] + unit % 3 - 1;
+
+                if (j >= 0 && j < d.h && from >= 0 && from < d.wd) {
+                    a[i] = ((const uint2 *) x)[j * d.wd + from];
+                }
+
+            } else if constexpr (UNIT) {
                 j = 4 * unit / channels;
                 from = sd_conv_source(&d, at, j / d.r, j % d.r);
 
@@ -533,17 +555,20 @@ sd_cuda_conv_direct(cudaStream_t s, const sd_cuda_chip_t *chip,
         && sd_cuda_aligned(d.bias) && sd_cuda_aligned(d.residual)
         && sd_cuda_aligned(d.x) && sd_cuda_aligned(d.w))
     {
-        grid = dim3(sd_cuda_div(d.oh * d.ow, 256), sd_cuda_div(d.k, 32), d.n);
+        grid = dim3(sd_cuda_div(d.oh * d.ow, 128), sd_cuda_div(d.k, 32), d.n);
 
-        if (d.c % 4 == 0 && d.c2 == 0) {
-            return d.c == 4 && d.r == 3
-                   ? sd_launch((sd_conv_few_in<3, true>), grid, dim3(256), 0,
-                               s, d)
-                   : sd_launch((sd_conv_few_in<0, true>), grid, dim3(256), 0,
-                               s, d);
+        if (d.c == 4 && d.c2 == 0 && d.r == 3 && d.stride == 1 && !d.upsample) {
+            return sd_launch((sd_conv_few_in<true, true>), grid, dim3(128), 0,
+                             s, d);
         }
 
-        return sd_launch((sd_conv_few_in<0, false>), grid, dim3(256), 0, s, d);
+        if (d.c % 4 == 0 && d.c2 == 0) {
+            return sd_launch((sd_conv_few_in<false, true>), grid, dim3(128), 0,
+                             s, d);
+        }
+
+        return sd_launch((sd_conv_few_in<false, false>), grid, dim3(128), 0, s,
+                         d);
     }
 
     switch (sd_conv_few_out_blocks(chip, &d)) {

@@ -578,8 +578,10 @@ sd_cuda_weight_size(sd_device_t *dev, const sd_weight_t *w)
 }
 
 
+/* up: where the matrix goes as it is seen through nearest x2, or NULL */
+
 static cudaError_t
-sd_cuda_pack_part(sd_cuda_device_t *d, void *dst, const float *src,
+sd_cuda_pack_part(sd_cuda_device_t *d, void *dst, void *up, const float *src,
     const sd_weight_t *w, size_t count, int matrix)
 {
     int           r;
@@ -601,6 +603,10 @@ sd_cuda_pack_part(sd_cuda_device_t *d, void *dst, const float *src,
         rc = matrix ? sd_cuda_pack(d->transfer, dst, raw, w->k, w->c, r, w->k,
                                    w->c)
                     : sd_cuda_to_half(d->transfer, dst, raw, count);
+    }
+
+    if (rc == cudaSuccess && up) {
+        rc = sd_cuda_pack_up(d->transfer, up, raw, w->k, w->c);
     }
 
     if (rc == cudaSuccess) {
@@ -649,10 +655,11 @@ sd_cuda_weight_pack(sd_device_t *dev, sd_weight_t *w, const float *data,
             count *= w->r * w->r;
         }
 
-        rc = sd_cuda_pack_part(d, to, data, w, count, 1);
+        rc = sd_cuda_pack_part(d, to, p.up ? to + p.up : NULL, data, w, count,
+                               1);
 
         if (rc == cudaSuccess && bias) {
-            rc = sd_cuda_pack_part(d, to + p.bias, bias, w, w->k, 0);
+            rc = sd_cuda_pack_part(d, to + p.bias, NULL, bias, w, w->k, 0);
         }
     }
 

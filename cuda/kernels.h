@@ -107,6 +107,16 @@ cudaError_t sd_cuda_conv_direct(cudaStream_t s, const sd_cuda_chip_t *chip,
     const sd_cuda_conv_t *d);
 
 
+/*
+ * conv_up.cu: a 3x3 convolution of what is enlarged to exactly twice its size,
+ * by weights that sd_cuda_pack_up() has made; takes() says whether there is a
+ * kernel for this chip and d, whose n does not matter
+ */
+int sd_cuda_conv_up_takes(const sd_cuda_chip_t *chip, const sd_cuda_conv_t *d);
+cudaError_t sd_cuda_conv_up(cudaStream_t s, const sd_cuda_chip_t *chip,
+    const sd_cuda_conv_t *d);
+
+
 /* layout.cu */
 
 /* y: [n, oh, ow, c] from x: [n, h, w, c]: nearest x2; oh = 2h or 2h - 1 ... */
@@ -121,6 +131,14 @@ cudaError_t sd_cuda_concat(cudaStream_t s, sd_half_t *y, const sd_half_t *x,
  * multiples of what the caller likes, the rest zero; r = 1: a matrix */
 cudaError_t sd_cuda_pack(cudaStream_t s, sd_half_t *y, const float *x, int k,
     int c, int r, int kpad, int cpad);
+
+/*
+ * a weight [k, c, 3, 3] F32 as it is seen through nearest x2: y[2 py + px] is
+ * [k, 2, 2, c] fp16, and makes pixel (2 i + py, 2 j + px) of pixels i + py - 1,
+ * i + py by j + px - 1, j + px
+ */
+cudaError_t sd_cuda_pack_up(cudaStream_t s, sd_half_t *y, const float *x,
+    int k, int c);
 
 cudaError_t sd_cuda_to_half(cudaStream_t s, sd_half_t *y, const float *x,
     size_t count);

@@ -160,6 +160,62 @@ sd_cuda_pack(cudaStream_t s, sd_half_t *y, const float *x, int k, int c, int r,
 }
 
 
+/* of three taps a phase sees the first two in one pixel, or the last two */
+
+__global__ void
+__launch_bounds__(256)
+sd_pack_up(sd_half_t *y, const float *x, size_t count, int k, int c)
+{
+    int     i, j, ch, tap, phase, i0, i1, j0, j1;
+    float   sum;
+    size_t  at, row;
+
+    at = (size_t) blockIdx.x * 256 + threadIdx.x;
+
+    if (at >= count) {
+        return;
+    }
+
+    ch = (int) (at % c);
+    row = at / c;
+    tap = (int) (row % 4);
+    row /= 4;
+    phase = (int) (row / k);
+    x += (row % k * c + ch) * 9;
+
+    i0 = tap / 2 == 0 ? 0 : 1 + phase / 2;
+    i1 = tap / 2 == 0 ? phase / 2 : 2;
+    j0 = tap % 2 == 0 ? 0 : 1 + phase % 2;
+    j1 = tap % 2 == 0 ? phase % 2 : 2;
+
+    sum = 0;
+
+    for (i = i0; i <= i1; i++) {
+        for (j = j0; j <= j1; j++) {
+            sum += x[i * 3 + j];
+        }
+    }
+
+    y[at] = sd_to_half(sum);
+}
+
+
+cudaError_t
+sd_cuda_pack_up(cudaStream_t s, sd_half_t *y, const float *x, int k, int c)
+{
+    size_t  count;
+
+    count = (size_t) 16 * k * c;
+
+    if (count == 0) {
+        return cudaSuccess;
+    }
+
+    return sd_launch(sd_pack_up, dim3((unsigned) sd_cuda_div(count, 256)),
+                     dim3(256), 0, s, y, x, count, k, c);
+}
+
+
 __global__ void
 __launch_bounds__(256)
 sd_convert_to_half(sd_half_t *y, const float *x, size_t count)

@@ -236,6 +236,13 @@ sd_cuda_plans_save(sd_cuda_device_t *dev, const char *path, const char *head,
 
     for (i = 0; i < SD_CUDA_BUCKETS; i++) {
         for (p = dev->plans[i]; p; p = p->next) {
+
+            /* what was not tuned may be yet */
+
+            if (!(p->us > 0)) {
+                continue;
+            }
+
             fputs(p->kind->name, f);
 
             for (k = 0; k < p->kind->ints; k++) {

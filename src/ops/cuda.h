@@ -43,6 +43,9 @@ typedef struct {
     size_t   matrix;        /* conv: [k, r, r, c], linear and table: [k, c],
                                F16; norm: gamma [k], F32 */
     size_t   bias;          /* [k] F16; norm: beta [k], F32 */
+    size_t   up;            /* conv after nearest x2: [4, k, 2, 2, c] F16, see
+                               sd_cuda_pack_up(), or 0; 16/9 of the matrix,
+                               which odd sizes and older chips still need */
     size_t   size;
 } sd_cuda_packed_t;
 

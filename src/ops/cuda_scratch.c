@@ -49,6 +49,14 @@ sd_cuda_packed(const sd_weight_t *w, sd_cuda_packed_t *p)
     p->matrix = 0;
     p->bias = sd_cuda_align(matrix);
     p->size = p->bias + sd_cuda_align(bias);
+    p->up = 0;
+
+    if (w->kind == SD_WEIGHT_CONV && w->upsample && w->c % 8 == 0
+        && w->k % 8 == 0)
+    {
+        p->up = p->size;
+        p->size += sd_cuda_align((size_t) 16 * w->k * w->c * 2);
+    }
 }
 
 

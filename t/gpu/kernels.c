@@ -696,6 +696,131 @@ test_conv(const conv_t *t)
 }
 
 
+/* weights are F32 for the reference: what their sums lose is an error, too */
+
+static void
+test_conv_up(int h, int w, int c, int k)
+{
+    int              i, j, a, b, n, y, x, m, ch, iy, ix, same;
+    float           *hw, *dw;
+    double           s, worst = 0;
+    size_t           at, in, one;
+    sd_half_t       *hx, *hb, *packed, *out, *first;
+    sd_cuda_conv_t   d;
+
+    static const int  batches[] = { 2, 1, 5, 16 };
+
+    if (chip.arch != 90) {
+        return;
+    }
+
+    memset(&d, 0, sizeof(d));
+
+    in = (size_t) h * w * c;
+    one = (size_t) 4 * h * w * k;
+
+    hx = halves(2 * in, 1);
+    hb = halves(k, 1);
+    hw = floats((size_t) k * c * 9, 1 / sqrtf((float) c));
+    first = NULL;
+    same = 1;
+
+    dw = device((size_t) k * c * 9 * sizeof(float), hw);
+    packed = device((size_t) 16 * k * c * 2, NULL);
+    must(sd_cuda_pack_up(stream, packed, dw, k, c), "pack_up");
+
+    d.w = packed;
+    d.bias = device(k * 2, hb);
+    d.h = h;
+    d.wd = w;
+    d.c = c;
+    d.oh = 2 * h;
+    d.ow = 2 * w;
+    d.k = k;
+    d.r = 3;
+    d.stride = 1;
+    d.upsample = 1;
+
+    for (j = 0; j < 4; j++) {
+        n = min(batches[j], one > 1 << 24 ? 3 : 16);
+
+        sd_half_t  *dx = device(in * 2 * n, NULL);
+        sd_half_t  *dy = device(one * 2 * n, NULL);
+
+        for (i = 0; i < n; i++) {
+            must(cudaMemcpy(dx + i * in, hx + i % 2 * in, in * 2,
+                            cudaMemcpyHostToDevice), "copy");
+        }
+
+        d.n = n;
+        d.x = dx;
+        d.y = dy;
+
+        if (!sd_cuda_conv_up_takes(&chip, &d)) {
+            ok(0, "conv_up takes %dx%dx%d to %d", h, w, c, k);
+            exit(1);
+        }
+
+        must(sd_cuda_conv_up(stream, &chip, &d), "conv_up");
+        out = host(dy, one * 2 * n);
+
+        for (i = 0; j == 0 && i < 3000; i++) {
+            at = i < 300 ? (size_t) i % (2 * one) : any(2 * one);
+            m = at % k;
+            x = at / k % (2 * w);
+            y = at / k / (2 * w) % (2 * h);
+            s = value(hb[m]);
+
+            for (a = -1; a < 2; a++) {
+                for (b = -1; b < 2; b++) {
+                    iy = y + a;
+                    ix = x + b;
+
+                    if (iy < 0 || ix < 0 || iy >= 2 * h || ix >= 2 * w) {
+                        continue;
+                    }
+
+                    for (ch = 0; ch < c; ch++) {
+                        s += (double) value(hx[at / one * in
+                                               + ((size_t) iy / 2 * w + ix / 2)
+                                                 * c + ch])
+                             * hw[((size_t) m * c + ch) * 9 + a * 3 + b + 4];
+                    }
+                }
+            }
+
+            compare(&worst, value(out[at]), s);
+        }
+
+        for (at = 0; at < one * n; at++) {
+            same &= (out[at] & 0x7c00) != 0x7c00;
+        }
+
+        if (j == 0) {
+            first = out;
+
+        } else {
+            same &= memcmp(first, out, one * 2) == 0;
+            free(out);
+        }
+
+        cudaFree(dx);
+        cudaFree(dy);
+    }
+
+    ok(worst < 1.5e-3 && same, "conv_up %dx%dx%d to %d: %.1e off%s", h, w, c, k,
+       worst, same ? "" : ", n changes the bits");
+
+    cudaFree((void *) d.w);
+    cudaFree((void *) d.bias);
+    cudaFree(dw);
+    free(hx);
+    free(hw);
+    free(hb);
+    free(first);
+}
+
+
 static void
 test_layouts(int c)
 {
@@ -1082,6 +1207,16 @@ test(int small)
         }
     }
 
+    test_conv_up(32, 32, 640, 640);
+    test_conv_up(16, 16, 1280, 1280);
+    test_conv_up(8, 8, 1280, 1280);
+    test_conv_up(64, 64, 512, 512);
+    test_conv_up(128, 128, 256, 256);
+    test_conv_up(64, 36, 640, 640);
+    test_conv_up(13, 9, 72, 88);
+    test_conv_up(1, 1, 8, 8);
+    test_conv_up(5, 200, 320, 24);
+
     test_layouts(1);
     test_layouts(33);
     test_layouts(64);
@@ -1268,6 +1403,31 @@ run_conv(const bench_t *b, void *x, void *y)
 
 
 static cudaError_t
+run_conv_up(const bench_t *b, void *x, void *y)
+{
+    sd_cuda_conv_t  d;
+
+    memset(&d, 0, sizeof(d));
+    d.y = y;
+    d.x = x;
+    d.w = b->extra[0];
+    d.bias = b->extra[0];
+    d.n = b->n;
+    d.h = b->a;
+    d.wd = b->b;
+    d.oh = 2 * b->a;
+    d.ow = 2 * b->b;
+    d.c = b->c;
+    d.k = b->c;
+    d.r = 3;
+    d.stride = 1;
+    d.upsample = 1;
+
+    return sd_cuda_conv_up(stream, &chip, &d);
+}
+
+
+static cudaError_t
 run_upsample(const bench_t *b, void *x, void *y)
 {
     return sd_cuda_upsample(stream, y, x, b->n, b->a, b->b, b->c, 2 * b->a,
@@ -1393,6 +1553,30 @@ benches(void)
         bench(&b);
     }
 
+    static const int  ups[][3] = { { 2, 32, 640 }, { 2, 16, 1280 },
+                                   { 2, 8, 1280 }, { 16, 32, 640 },
+                                   { 16, 16, 1280 }, { 16, 8, 1280 },
+                                   { 1, 64, 512 }, { 1, 128, 512 },
+                                   { 1, 256, 256 } };
+
+    void  *weights = device((size_t) 16 * 1280 * 1280 * 2, NULL);
+
+    must(sd_cuda_random(stream, weights, (size_t) 16 * 1280 * 1280), "random");
+
+    for (i = 0; i < 9 && chip.arch == 90; i++) {
+        memset(&b, 0, sizeof(b));
+        b.run = run_conv_up;
+        b.n = ups[i][0];
+        b.a = b.b = ups[i][1];
+        b.c = ups[i][2];
+        b.in = (size_t) b.n * b.a * b.b * b.c * 2;
+        b.out = 4 * b.in;
+        b.extra[0] = weights;
+        snprintf(b.name, sizeof(b.name), "conv_up %d x %dx%d x %d", b.n, b.a,
+                 b.b, b.c);
+        bench(&b);
+    }
+
     memset(&b, 0, sizeof(b));
     b.run = run_upsample;
     b.n = 1;
@@ -1444,7 +1628,9 @@ main(int argc, char **argv)
     struct cudaDeviceProp  p;
 
     must(cudaGetDeviceProperties(&p, 0), "cudaGetDeviceProperties");
-    must(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "stream");
+    /* one that waits for what cudaMemcpy() and cudaMemset() leave to be done */
+
+    must(cudaStreamCreate(&stream), "stream");
 
     chip.arch = p.major * 10 + p.minor;
     chip.sms = p.multiProcessorCount;

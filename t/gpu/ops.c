@@ -81,6 +81,8 @@ static const row_t  big[] = {
       .bias = 1, .hint = 262144 },
     { CONV, .n = 1, .h = 256, .w = 256, .c = 256, .k = 256, .r = 3,
       .stride = 1, .up = 1, .bias = 1, .hint = 262144 },
+    { CONV, .n = 1, .h = 64, .w = 64, .c = 512, .k = 512, .r = 3, .stride = 1,
+      .up = 1, .bias = 1, .hint = 16384 },
     { CONV, .n = 1, .h = 512, .w = 512, .c = 128, .k = 128, .r = 3,
       .stride = 1, .bias = 1, .residual = 1, .inplace = 1, .hint = 262144 },
     { CONV, .n = 1, .h = 512, .w = 512, .c = 256, .k = 128, .r = 1,

@@ -743,6 +743,34 @@ layouts(void)
         }
     }
 
+    /* enlarged row 2 i + py + a - 1 is row i + (py + a + 1) / 2 - 1 */
+
+    for (c = 1; c < 20; c += 5) {
+        floats_t  w = floats((size_t) 3 * c * 9);
+        floats_t  sums((size_t) 16 * 3 * c, 0);
+
+        for (i = 0; i < 4; i++) {
+            for (k = 0; k < 3 * c * 9; k++) {
+                y = (i / 2 + k % 9 / 3 + 1) / 2 - i / 2;
+                x = (i % 2 + k % 3 + 1) / 2 - i % 2;
+                sums[((i * 3 + k / 9 / c) * 4 + y * 2 + x) * c + k / 9 % c] +=
+                    w[k];
+            }
+        }
+
+        halves_t  out = orders(sums.size(), "pack_up", [&](sd_half_t *p) {
+            return sd_cuda_pack_up(NULL, p, w.data(), 3, c);
+        });
+
+        same = 1;
+
+        for (at = 0; at < sums.size(); at++) {
+            same &= out[at] == sd_to_half(sums[at]);
+        }
+
+        ok(same, "pack_up of %d channels", c);
+    }
+
     /* every half there and back */
 
     halves_t  all(65536);

@@ -1,0 +1,918 @@
+/*
+ * A 3x3 convolution of what is enlarged by nearest x2, on Hopper, by wgmma and
+ * TMA, without the enlarged tensor: an output pixel of each of the four phases
+ * (row and column even or odd) sees 2x2 different pixels of the small one, with
+ * weights that are sums of the 3x3's (sd_cuda_pack_up()): 4/9 of the products.
+ *
+ * Floors, at the 755 TFLOP/s of a large GEMM, or by the bytes of the weights;
+ * what it takes on an H100; and cuDNN, beside which the enlarging stands:
+ *
+ *                                        floor    this   cuDNN
+ *      n = 2   640 channels at 32x32        36    39.8   104.6 us
+ *             1280          at 16x16        36    39.9    92.3
+ *             1280          at 8x8        17.5    24.7    32.8
+ *      n = 16  640          at 32x32       285     302     641
+ *             1280          at 16x16       285     322     648
+ *             1280          at 8x8          71      82     169
+ *      n = 1   512          at 64x64        46    57.3   104.7
+ *              512          at 128x128     182     186     412
+ *              256          at 256x256     182     218     422
+ *
+ * (cuDNN cannot write every second pixel: it does so through a workspace.)
+ * Weights summed before they are rounded to fp16: the error, as nmse, is 8.6e-8
+ * where that of the 3x3 is 4.3e-8.
+ *
+ * DESIGN
+ *
+ * A product of [pixels, 4 c] and [4 c, k] a phase.  A block has a tile of
+ * 64 GROUPS pixels and COLS channels; a group of four warps 64 pixels of it.
+ * Tiles are in slices of 64 channels.  TMA reads a box of pixels, shifted by
+ * the tap's column and a row higher than the tile, for both rows of taps; and
+ * zeroes where it leaves the picture.
+ *
+ * It is the level two cache that is short of bandwidth.  So the blocks of a
+ * cluster have the same channels and phase, and each reads its share of the
+ * weights for all.  One warp asks for slices, as many as there is room for, and
+ * runs ahead into the next tile while this one is stored; room is free when all
+ * warps that read it have.
+ *
+ * Results go through shared memory, as boxes of the output as it is seen by one
+ * phase: with rows and pixels twice as far from each other.
+ *
+ * An output's sum runs over columns of taps, channels, rows of taps, whatever
+ * the tile.
+ */
+
+#include <cuda.h>
+#include <cuda_fp16.h>
+
+#include "kernels.h"
+
+
+#define SLICE    64             /* channels */
+#define ROW      128            /* bytes of a slice's pixel */
+#define CLUSTER  2              /* four are slower: 5 to 70 % */
+
+
+typedef CUresult (*encode_pt)(CUtensorMap *map, CUtensorMapDataType type,
+    cuuint32_t rank, void *address, const cuuint64_t *dims,
+    const cuuint64_t *strides, const cuuint32_t *box,
+    const cuuint32_t *element_strides, CUtensorMapInterleave interleave,
+    CUtensorMapSwizzle swizzle, CUtensorMapL2promotion promotion,
+    CUtensorMapFloatOOBfill fill);
+
+
+/* older chips get an empty kernel */
+
+#if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#define HOPPER
+#endif
+
+
+/* a box of w x h pixels of n samples; how many it takes; tiles' number */
+
+typedef struct {
+    int  w, h, n;
+    int  across, down, deep;
+} boxes_t;
+
+typedef struct {
+    CUtensorMap   x, w, y[4];
+    const __half *bias;
+    boxes_t       box;
+    int           row, group;   /* bytes between a box's rows, and groups */
+    int           bytes;        /* of a box */
+    int           sy, sn;       /* a group's pixels after the one's before */
+    int           k, slices;    /* of a tap */
+    int           sets, blocks; /* of a cluster's tiles, of channels */
+} up_t;
+
+
+namespace {
+
+
+#ifdef HOPPER
+
+/* primitives */
+
+static __device__ __forceinline__ uint32_t
+shared_address(const void *p)
+{
+    return (uint32_t) __cvta_generic_to_shared(p);
+}
+
+
+static __device__ __forceinline__ uint32_t
+cluster_rank(void)
+{
+    uint32_t  r;
+
+    asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(r));
+
+    return r;
+}
+
+
+static __device__ __forceinline__ void
+cluster_sync(void)
+{
+    asm volatile("barrier.cluster.arrive.release.aligned;\n"
+                 "barrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+
+
+static __device__ __forceinline__ void
+barrier_init(uint32_t at, int count)
+{
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;"
+                 :: "r"(at), "r"(count) : "memory");
+}
+
+
+static __device__ __forceinline__ void
+barrier_init_fence(void)
+{
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+
+
+/* an arrival, and bytes that will arrive */
+
+static __device__ __forceinline__ void
+barrier_expect(uint32_t at, int bytes)
+{
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;"
+                 :: "r"(at), "r"(bytes) : "memory");
+}
+
+
+static __device__ __forceinline__ void
+barrier_arrive(uint32_t at)
+{
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];"
+                 :: "r"(at) : "memory");
+}
+
+
+/* at the same place of block rank; it says that shared memory has been read, by
+ * wgmma: a release to the cluster would be a fence, of half a microsecond */
+
+static __device__ __forceinline__ void
+barrier_arrive(uint32_t at, uint32_t rank)
+{
+    asm volatile("{\n"
+                 ".reg .b32  there;\n"
+                 "mapa.shared::cluster.u32 there, %0, %1;\n"
+                 "mbarrier.arrive.shared::cluster.b64 _, [there];\n"
+                 "}"
+                 :: "r"(at), "r"(rank) : "memory");
+}
+
+
+/* until the phase of this parity is over */
+
+static __device__ __forceinline__ void
+barrier_wait(uint32_t at, uint32_t parity)
+{
+    asm volatile("{\n"
+                 ".reg .pred  done;\n"
+                 "again:\n"
+                 "mbarrier.try_wait.parity.shared::cta.b64 done"
+                 ", [%0], %1;\n"
+                 "@done bra over;\n"
+                 "bra again;\n"
+                 "over:\n"
+                 "}"
+                 :: "r"(at), "r"(parity) : "memory");
+}
+
+
+/* the 128 threads of a group */
+
+static __device__ __forceinline__ void
+group_sync(int id)
+{
+    asm volatile("bar.sync %0, 128;" :: "r"(id) : "memory");
+}
+
+
+static __device__ __forceinline__ void
+box_load(uint32_t to, const CUtensorMap *map, uint32_t barrier, int a, int b,
+    int c, int d)
+{
+    asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.tile"
+                 ".mbarrier::complete_tx::bytes "
+                 "[%0], [%1, {%3, %4, %5, %6}], [%2];"
+                 :: "r"(to), "l"(map), "r"(barrier), "r"(a), "r"(b), "r"(c),
+                    "r"(d)
+                 : "memory");
+}
+
+
+/* to the same place of the cluster's blocks, and their barriers */
+
+static __device__ __forceinline__ void
+box_load_all(uint32_t to, const CUtensorMap *map, uint32_t barrier, int a,
+    int b, int c, int d)
+{
+    asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.tile"
+                 ".mbarrier::complete_tx::bytes.multicast::cluster "
+                 "[%0], [%1, {%3, %4, %5, %6}], [%2], %7;"
+                 :: "r"(to), "l"(map), "r"(barrier), "r"(a), "r"(b), "r"(c),
+                    "r"(d), "h"((uint16_t) ((1 << CLUSTER) - 1))
+                 : "memory");
+}
+
+
+static __device__ __forceinline__ void
+box_store(const CUtensorMap *map, uint32_t from, int a, int b, int c, int d)
+{
+    asm volatile("cp.async.bulk.tensor.4d.global.shared::cta.tile.bulk_group "
+                 "[%0, {%2, %3, %4, %5}], [%1];\n"
+                 "cp.async.bulk.commit_group;"
+                 :: "l"(map), "r"(from), "r"(a), "r"(b), "r"(c), "r"(d)
+                 : "memory");
+}
+
+
+/* ordinary stores to shared memory before, TMA after */
+
+static __device__ __forceinline__ void
+box_store_fence(void)
+{
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
+
+/* until all stores but the latest N have read shared memory */
+
+template <int N>
+static __device__ __forceinline__ void
+box_store_wait(void)
+{
+    asm volatile("cp.async.bulk.wait_group.read %0;" :: "n"(N) : "memory");
+}
+
+
+static __device__ __forceinline__ void
+wgmma_fence(void)
+{
+    asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+}
+
+
+static __device__ __forceinline__ void
+wgmma_commit(void)
+{
+    asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+}
+
+
+template <int N>
+static __device__ __forceinline__ void
+wgmma_wait(void)
+{
+    asm volatile("wgmma.wait_group.sync.aligned %0;" :: "n"(N) : "memory");
+}
+
+
+/* a matrix in shared memory of rows of 128 bytes, swizzled by as much */
+
+static __device__ __forceinline__ uint64_t
+matrix(uint32_t at)
+{
+    return (uint64_t) (at >> 4) | (uint64_t) (1024 >> 4) << 32
+           | (uint64_t) 1 << 62;
+}
+
+
+#define R4(d, i)   "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
+#define R8(d, i)   R4(d, i), R4(d, i + 4)
+#define R16(d, i)  R8(d, i), R8(d, i + 8)
+#define R64(d, i)  R16(d, i), R16(d, i + 16), R16(d, i + 32), R16(d, i + 48)
+
+#define T(n)    "%" #n "0, %" #n "1, %" #n "2, %" #n "3, %" #n "4, "          \
+                "%" #n "5, %" #n "6, %" #n "7, %" #n "8, %" #n "9"
+#define T0      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9"
+
+#define WGMMA(n, regs, x, w, add)                                             \
+    "{\n"                                                                     \
+    ".reg .pred  add;\n"                                                      \
+    "setp.ne.b32 add, %" #add ", 0;\n"                                        \
+    "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32.f16.f16 "                 \
+    "{" regs "}, %" #x ", %" #w ", add, 1, 1, 0, 0;\n"                        \
+    "}"
+
+
+/* d: [64, COLS] = or += x: [64, 16], w: [COLS, 16], rows of 16 both */
+
+template <int COLS>
+static __device__ __forceinline__ void
+wgmma(float *d, uint64_t x, uint64_t w, int add)
+{
+    if constexpr (COLS == 80) {
+        asm volatile(WGMMA(80, T0 ", " T(1) ", " T(2) ", " T(3), 40, 41, 42)
+                     : R16(d, 0), R16(d, 16), R8(d, 32)
+                     : "l"(x), "l"(w), "r"(add));
+
+    } else if constexpr (COLS == 160) {
+        asm volatile(WGMMA(160, T0 ", " T(1) ", " T(2) ", " T(3) ", " T(4)
+                           ", " T(5) ", " T(6) ", " T(7), 80, 81, 82)
+                     : R64(d, 0), R16(d, 64)
+                     : "l"(x), "l"(w), "r"(add));
+
+    } else {
+        asm volatile(WGMMA(256, T0 ", " T(1) ", " T(2) ", " T(3) ", " T(4)
+                           ", " T(5) ", " T(6) ", " T(7) ", " T(8) ", " T(9)
+                           ", " T(10) ", " T(11) ", %120, %121, %122, %123, "
+                           "%124, %125, %126, %127", 128, 129, 130)
+                     : R64(d, 0), R64(d, 64)
+                     : "l"(x), "l"(w), "r"(add));
+    }
+}
+
+
+/* what a wgmma has read or written: no use of it moves to before */
+
+template <int N>
+static __device__ __forceinline__ void
+settled(float *d)
+{
+    int  i;
+
+    #pragma unroll
+    for (i = 0; i < N; i++) {
+        asm volatile("" : "+f"(d[i]) :: "memory");
+    }
+}
+
+
+/* two halves, lo in the low bits */
+
+static __device__ __forceinline__ uint32_t
+pack(float lo, float hi)
+{
+    uint32_t  r;
+
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(hi), "f"(lo));
+
+    return r;
+}
+
+
+/* four 8x8 matrices; lane 8 i + j has the address of row j of matrix i */
+
+static __device__ __forceinline__ void
+store_matrices(uint32_t at, uint32_t a, uint32_t b, uint32_t c, uint32_t d)
+{
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], "
+                 "{%1, %2, %3, %4};"
+                 :: "r"(at), "r"(a), "r"(b), "r"(c), "r"(d) : "memory");
+}
+
+#endif
+
+
+/* where things are in a block's shared memory, of 1024 bytes' alignment */
+
+template <int GROUPS, int COLS, int XS, int WS>
+struct layout {
+    static const int  PIXELS = GROUPS * 64;
+    static const int  X = PIXELS / 4 * 5 * ROW;
+    static const int  W = COLS * ROW;
+    static const int  CHUNK = COLS % 80 == 0 ? 80 : 64;     /* columns */
+    static const int  OUT = 64 * CHUNK * 2;
+    static const int  WEIGHTS = XS * X;
+    static const int  OUTS = WEIGHTS + WS * W;              /* [GROUPS][2] */
+    static const int  BARRIERS = OUTS + GROUPS * 2 * OUT;
+    static const int  SIZE = 1024 + BARRIERS + (XS + WS) * 16;
+};
+
+
+/* a ring of places, and the parity of the round */
+
+template <int N>
+struct ring {
+    int       at = 0;
+    uint32_t  parity = 0;
+
+    __device__ __forceinline__ void
+    next(void)
+    {
+        if (++at == N) {
+            at = 0;
+            parity ^= 1;
+        }
+    }
+};
+
+
+/* where this block's tile of a cluster's begins */
+
+typedef struct {
+    int  columns, phase, x, y, n;
+} tile_t;
+
+
+#ifdef HOPPER
+
+static __device__ __forceinline__ tile_t
+tile_of(const up_t *u, int t, int cols, int rank)
+{
+    tile_t  p;
+
+    p.columns = t % u->blocks * cols;
+    t /= u->blocks;
+    p.phase = t % 4;
+    t = t / 4 * CLUSTER + rank;
+    p.x = t % u->box.across * u->box.w;
+    t /= u->box.across;
+    p.y = t % u->box.down * u->box.h;
+    p.n = t / u->box.down * u->box.n;
+
+    return p;
+}
+
+#endif
+
+
+/* XS, WS: places for boxes of pixels, and for weights of a tap */
+
+template <int GROUPS, int COLS, int XS, int WS>
+__global__ void
+__launch_bounds__(GROUPS * 128 + 32, 1)
+conv_up(const __grid_constant__ up_t u)
+{
+#ifdef HOPPER
+
+    typedef layout<GROUPS, COLS, XS, WS>  L;
+
+    int        i, j, t, tiles, steps, group, col, columns, turn, xlast, wlast;
+    float      d[COLS / 2];
+    float2     bias;
+    tile_t     p;
+    uint32_t   base, weights, rank, lane, warp, x, out, at;
+    uint32_t   xfull, xempty, wfull, wempty;
+    ring<XS>   xs;
+    ring<WS>   ws;
+
+    extern __shared__ uint4  sd_shared_memory[];
+
+    base = (shared_address(sd_shared_memory) + 1023) & ~1023u;
+    weights = base + L::WEIGHTS;
+    xfull = base + L::BARRIERS;
+    xempty = xfull + XS * 8;
+    wfull = xempty + XS * 8;
+    wempty = wfull + WS * 8;
+
+    rank = cluster_rank();
+    lane = threadIdx.x % 32;
+    warp = threadIdx.x / 32;
+
+    if (threadIdx.x == 0) {
+        for (i = 0; i < XS; i++) {
+            barrier_init(xfull + i * 8, 1);
+            barrier_init(xempty + i * 8, GROUPS * 4);
+        }
+
+        for (i = 0; i < WS; i++) {
+            barrier_init(wfull + i * 8, 1);
+            barrier_init(wempty + i * 8, CLUSTER * GROUPS * 4);
+        }
+
+        barrier_init_fence();
+    }
+
+    cluster_sync();
+
+    /* step i: column of taps i / (2 slices), slice i / 2, row of taps i % 2 */
+
+    tiles = u.sets * 4 * u.blocks;
+    steps = 4 * u.slices;
+
+    if (warp == GROUPS * 4) {
+
+        /* the one that asks */
+
+        for (t = blockIdx.x / CLUSTER; lane == 0 && t < tiles;
+             t += gridDim.x / CLUSTER)
+        {
+            p = tile_of(&u, t, COLS, rank);
+            j = 0;
+            col = 0;
+
+            for (i = 0; i < steps; i++) {
+
+                if (i % 2 == 0) {
+                    barrier_wait(xempty + xs.at * 8, xs.parity ^ 1);
+                    barrier_expect(xfull + xs.at * 8, u.bytes);
+                    box_load(base + xs.at * L::X, &u.x, xfull + xs.at * 8, col,
+                             p.x + j - 1 + p.phase % 2,
+                             p.y - 1 + p.phase / 2, p.n);
+                    xs.next();
+                }
+
+                barrier_wait(wempty + ws.at * 8, ws.parity ^ 1);
+                barrier_expect(wfull + ws.at * 8, L::W);
+                box_load_all(weights + ws.at * L::W
+                                      + rank * (L::W / CLUSTER), &u.w,
+                                      wfull + ws.at * 8, col, i % 2 * 2 + j,
+                                      p.columns + rank * (COLS / CLUSTER),
+                                      p.phase);
+                ws.next();
+
+                if (i % 2) {
+                    col += SLICE;
+
+                    if (col >= u.slices * SLICE) {
+                        col = 0;
+                        j++;
+                    }
+                }
+            }
+        }
+
+        __syncwarp();
+
+    } else {
+
+        group = warp / 4;
+        x = base + group * u.group;
+        out = base + L::OUTS + group * 2 * L::OUT;
+        turn = 0;
+
+        for (t = blockIdx.x / CLUSTER; t < tiles; t += gridDim.x / CLUSTER) {
+            xlast = 0;
+            wlast = 0;
+
+            for (i = 0; i < steps; i++) {
+
+                if (i % 2 == 0) {
+                    barrier_wait(xfull + xs.at * 8, xs.parity);
+                }
+
+                barrier_wait(wfull + ws.at * 8, ws.parity);
+
+                settled<COLS / 2>(d);
+                wgmma_fence();
+
+                at = x + xs.at * L::X + i % 2 * u.row;
+
+                #pragma unroll
+                for (j = 0; j < SLICE / 16; j++) {
+                    wgmma<COLS>(d, matrix(at + j * 32),
+                                matrix(weights + ws.at * L::W + j * 32),
+                                i + j != 0);
+                }
+
+                wgmma_commit();
+
+                /* what the step before has read is free */
+
+                wgmma_wait<1>();
+
+                if (i > 0 && lane < CLUSTER) {
+                    barrier_arrive(wempty + wlast * 8, lane);
+                }
+
+                if (i > 0 && i % 2 == 0 && lane == 0) {
+                    barrier_arrive(xempty + xlast * 8);
+                }
+
+                wlast = ws.at;
+                ws.next();
+
+                if (i % 2) {
+                    xlast = xs.at;
+                    xs.next();
+                }
+            }
+
+            wgmma_wait<0>();
+            settled<COLS / 2>(d);
+
+            if (lane < CLUSTER) {
+                barrier_arrive(wempty + wlast * 8, lane);
+            }
+
+            if (lane == 0) {
+                barrier_arrive(xempty + xlast * 8);
+            }
+
+            /* out; lane 4 g + q has columns 8 j + 2 q (+ 1), rows g, g + 8 */
+
+            p = tile_of(&u, t, COLS, rank);
+
+            #pragma unroll
+            for (i = 0; i < COLS / L::CHUNK; i++) {
+
+                if (threadIdx.x % 128 == 0) {
+                    box_store_wait<1>();
+                }
+
+                group_sync(1 + group);
+
+                at = out + turn * L::OUT;
+                turn ^= 1;
+                columns = p.columns + i * L::CHUNK;
+
+                #pragma unroll
+                for (j = 0; j < L::CHUNK / 8; j += 2) {
+                    float     *v = d + i * (L::CHUNK / 2) + j * 4;
+                    uint32_t   h[4], row, unit;
+
+                    #pragma unroll
+                    for (int m = 0; m < 2; m++) {
+                        col = columns + (j + m) * 8;
+                        bias = make_float2(0, 0);
+
+                        if (col < u.k) {
+                            bias = __half22float2(*(const __half2 *)
+                                                  (u.bias + col
+                                                   + lane % 4 * 2));
+                        }
+
+                        h[2 * m] = pack(v[4 * m] + bias.x,
+                                        v[4 * m + 1] + bias.y);
+                        h[2 * m + 1] = pack(v[4 * m + 2] + bias.x,
+                                            v[4 * m + 3] + bias.y);
+                    }
+
+                    row = warp % 4 * 16 + lane % 16;
+                    unit = j + lane / 16;
+
+                    if (L::CHUNK == 64) {
+                        unit ^= row % 8;
+                    }
+
+                    store_matrices(at + row * (L::CHUNK * 2) + unit * 16,
+                                   h[0], h[1], h[2], h[3]);
+                }
+
+                box_store_fence();
+                group_sync(1 + group);
+
+                if (threadIdx.x % 128 == 0) {
+                    box_store(&u.y[p.phase], at, columns, p.x,
+                              p.y + group * u.sy, p.n + group * u.sn);
+                }
+            }
+        }
+
+        if (threadIdx.x % 128 == 0) {
+            box_store_wait<0>();
+        }
+
+        __syncwarp();
+    }
+
+    /* other blocks may still want to write here, and to arrive */
+
+    cluster_sync();
+
+#endif
+}
+}
+
+
+static int
+map(CUtensorMap *m, encode_pt encode, const void *data, const int *dims,
+    const size_t *strides, const int *box, int swizzle)
+{
+    int         i;
+    cuuint32_t  b[4];
+    cuuint64_t  d[4], s[3];
+
+    static const cuuint32_t  steps[4] = { 1, 1, 1, 1 };
+
+    for (i = 0; i < 4; i++) {
+        d[i] = dims[i];
+        b[i] = box[i];
+
+        if (i) {
+            s[i - 1] = strides[i - 1] * sizeof(sd_half_t);
+        }
+    }
+
+    return encode(m, CU_TENSOR_MAP_DATA_TYPE_FLOAT16, 4, (void *) data, d, s,
+                  b, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
+                  swizzle ? CU_TENSOR_MAP_SWIZZLE_128B
+                          : CU_TENSOR_MAP_SWIZZLE_NONE,
+                  CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                  CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE)
+           == CUDA_SUCCESS;
+}
+
+
+/*
+ * The fewest boxes of so many pixels.  Eight rows of 128 bytes are what swizzles
+ * repeat after, so a row has at least eight pixels; four rows, as one more is
+ * read; and a group's 64 pixels are of one sample.
+ */
+
+static boxes_t
+boxes(const sd_cuda_conv_t *d, int pixels)
+{
+    int      w, h, least;
+    boxes_t  b, best = { 0 };
+
+    least = 0;
+
+    for (w = 32; w >= 8; w /= 2) {
+        for (h = pixels / w; h >= 4 && w * h >= 64; h /= 2) {
+            b.w = w;
+            b.h = h;
+            b.n = pixels / w / h;
+            b.across = (d->wd + w - 1) / w;
+            b.down = (d->h + h - 1) / h;
+            b.deep = (d->n + b.n - 1) / b.n;
+
+            if (least == 0 || b.across * b.down * b.deep < least) {
+                least = b.across * b.down * b.deep;
+                best = b;
+            }
+        }
+    }
+
+    return best;
+}
+
+
+template <int GROUPS, int COLS, int XS, int WS>
+static cudaError_t
+launch(cudaStream_t s, const sd_cuda_conv_t *d, encode_pt encode)
+{
+    typedef layout<GROUPS, COLS, XS, WS>  L;
+
+    int                  i, tiles, most, ok;
+    up_t                 u;
+    size_t               row, image;
+    cudaError_t          rc;
+    cudaLaunchConfig_t   config = { };
+    cudaLaunchAttribute  cluster;
+
+    static int  active;
+
+    u.bias = (const __half *) d->bias;
+    u.k = d->k;
+    u.slices = (d->c + SLICE - 1) / SLICE;
+    u.box = boxes(d, L::PIXELS);
+    u.row = u.box.w * ROW;
+    u.group = u.box.n > 1 ? (u.box.h + 1) * u.row : 64 * ROW;
+    u.bytes = (u.box.h + 1) * u.row * u.box.n;
+    u.sets = (u.box.across * u.box.down * u.box.deep + CLUSTER - 1) / CLUSTER;
+    u.blocks = (d->k + COLS - 1) / COLS;
+    u.sy = u.box.n > 1 ? 0 : u.box.h / GROUPS;
+    u.sn = u.box.n > 1;
+
+    row = (size_t) d->wd * d->c;
+    image = row * d->h;
+
+    const int     xdims[4] = { d->c, d->wd, d->h, d->n };
+    const size_t  xsteps[3] = { (size_t) d->c, row, image };
+    const int     xbox[4] = { SLICE, u.box.w, u.box.h + 1, u.box.n };
+
+    const int     wdims[4] = { d->c, 4, d->k, 4 };
+    const size_t  wsteps[3] = { (size_t) d->c, (size_t) 4 * d->c,
+                                (size_t) 4 * d->c * d->k };
+    const int     wbox[4] = { SLICE, 1, COLS / CLUSTER, 1 };
+
+    row = (size_t) d->wd * 4 * d->k;
+    image = row * d->h;
+
+    const int     ydims[4] = { d->k, d->wd, d->h, d->n };
+    const size_t  ysteps[3] = { (size_t) 2 * d->k, row, image };
+    const int     ybox[4] = { L::CHUNK, u.box.w, 64 / u.box.w, 1 };
+
+    ok = map(&u.x, encode, d->x, xdims, xsteps, xbox, 1)
+         && map(&u.w, encode, d->w, wdims, wsteps, wbox, 1);
+
+    for (i = 0; i < 4 && ok; i++) {
+        ok = map(&u.y[i], encode,
+                 d->y + (size_t) i / 2 * d->wd * 2 * d->k + i % 2 * d->k,
+                 ydims, ysteps, ybox, L::CHUNK == 64);
+    }
+
+    if (!ok) {
+        return cudaErrorInvalidValue;
+    }
+
+    rc = cudaFuncSetAttribute(conv_up<GROUPS, COLS, XS, WS>,
+                              cudaFuncAttributeMaxDynamicSharedMemorySize,
+                              L::SIZE);
+
+    cluster.id = cudaLaunchAttributeClusterDimension;
+    cluster.val.clusterDim.x = CLUSTER;
+    cluster.val.clusterDim.y = 1;
+    cluster.val.clusterDim.z = 1;
+
+    config.gridDim = dim3(CLUSTER);
+    config.blockDim = dim3(GROUPS * 128 + 32);
+    config.dynamicSmemBytes = L::SIZE;
+    config.stream = s;
+    config.attrs = &cluster;
+    config.numAttrs = 1;
+
+    /* as many clusters as run at once: not every SM finds another */
+
+    most = __atomic_load_n(&active, __ATOMIC_RELAXED);
+
+    if (rc == cudaSuccess && most == 0) {
+        rc = cudaOccupancyMaxActiveClusters(&most,
+                                            conv_up<GROUPS, COLS, XS,
+                                                    WS>, &config);
+        most = most > 0 ? most : 1;
+        __atomic_store_n(&active, most, __ATOMIC_RELAXED);
+    }
+
+    if (rc != cudaSuccess) {
+        return rc;
+    }
+
+    tiles = u.sets * 4 * u.blocks;
+    config.gridDim = dim3(CLUSTER * (tiles < most ? tiles : most));
+
+    return cudaLaunchKernelEx(&config, conv_up<GROUPS, COLS, XS, WS>,
+                              u);
+}
+
+
+/* how long the busiest cluster works, in tiles' columns */
+
+static int
+cost(const sd_cuda_chip_t *chip, const sd_cuda_conv_t *d, int groups,
+    int cols)
+{
+    int      sets, tiles, most;
+    boxes_t  b;
+
+    b = boxes(d, groups * 64);
+    sets = (b.across * b.down * b.deep + CLUSTER - 1) / CLUSTER;
+    tiles = sets * 4 * ((d->k + cols - 1) / cols);
+    most = chip->sms / CLUSTER;
+
+    /* small tiles read more for what they compute */
+
+    return (tiles + most - 1) / most * groups * (cols + 24);
+}
+
+
+int
+sd_cuda_conv_up_takes(const sd_cuda_chip_t *chip, const sd_cuda_conv_t *d)
+{
+    return chip->arch == 90 && d->upsample && d->r == 3 && d->stride == 1
+           && d->oh == 2 * d->h && d->ow == 2 * d->wd && d->c2 == 0
+           && d->residual == NULL && d->bias != NULL
+           && d->c % 8 == 0 && d->k % 8 == 0
+           && (((uintptr_t) d->x | (uintptr_t) d->y | (uintptr_t) d->w
+                | (uintptr_t) d->bias) & 15) == 0;
+}
+
+
+cudaError_t
+sd_cuda_conv_up(cudaStream_t s, const sd_cuda_chip_t *chip,
+    const sd_cuda_conv_t *d)
+{
+    void                             *p;
+    int                               small, wide, large;
+    encode_pt                         encode;
+    cudaError_t                       rc;
+    cudaDriverEntryPointQueryResult   found;
+
+    /* the driver's library is there, as cudart has loaded it: not linked */
+
+    static void  *entry;
+
+    p = __atomic_load_n(&entry, __ATOMIC_RELAXED);
+
+    if (p == NULL) {
+        rc = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &p,
+                                              12000, cudaEnableDefault,
+                                              &found);
+        if (rc != cudaSuccess) {
+            return rc;
+        }
+
+        if (found != cudaDriverEntryPointSuccess) {
+            return cudaErrorNotSupported;
+        }
+
+        __atomic_store_n(&entry, p, __ATOMIC_RELAXED);
+    }
+
+    encode = (encode_pt) p;
+
+    large = cost(chip, d, 2, 256);
+    wide = cost(chip, d, 2, 160);
+    small = cost(chip, d, 1, 80);
+
+    if (large <= wide && large <= small) {
+        return launch<2, 256, 3, 4>(s, d, encode);
+    }
+
+    if (wide <= small) {
+        return launch<2, 160, 3, 6>(s, d, encode);
+    }
+
+    return launch<1, 80, 5, 10>(s, d, encode);
+}
