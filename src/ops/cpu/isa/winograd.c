@@ -24,10 +24,12 @@
  * transformed first, and a task is a group of panels, so that each filter is
  * read once.  That choice changes no sum.
  *
- * Floor: a quarter of the FMA time, and the filters' bytes.  In multiples of
- * what the FMA peak would do directly: 320 channels at 64x64 2.5 to 2.9, 640 at
- * 32x32 2.8, 1280 at 16x16 2.1 to 2.4 (memory), 128 at 512x512 2.1
- * (transforms); after enlargement 3.6 to 4.3.
+ * Floor: a quarter of the FMA time, or 1 / 2.25 of it for 2x2, and the filters'
+ * bytes.  In multiples of what the FMA peak would do directly, on one thread:
+ * 320 channels at 64x64 3.1, 640 at 32x32 3.1 to 3.4, 1280 at 16x16 3.3, at
+ * 8x8 2.0; 128 at 512x512 2.4 and 32 at 256x256 1.7 (transforms); after
+ * enlargement 4.4 to 5.  On two threads the filters' bytes show at 16x16 and
+ * 8x8: a 3x3 of 1280 channels has 236 and 105 MB of them.
  */
 
 #include "../bf16.h"
