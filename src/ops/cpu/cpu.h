@@ -60,7 +60,7 @@ int sd_pool_run(sd_context_t *cx, sd_task_pt task, void *data, int n);
 typedef struct {
     int      bf16;              /* the matrix is; see bf16.h */
     int      winograd;          /* 6 or 4: 6 x 6 or 4 x 4 transformed filters
-                                   instead of 9 taps */
+                                   instead of 9 taps; bf16: not yet */
     int      narrow;            /* matrix is [k][taps][c], 16 zeros behind */
     int      taps;              /* r * r */
     int      panels;            /* of SD_PANEL columns, the last one maybe of
@@ -73,6 +73,9 @@ typedef struct {
                                    of the 36 or 16, with c rows */
     size_t   size;
 } sd_packed_t;
+
+/* Winograd's G: of F(4x4, 3x3), the same after enlargement, F(2x2, 3x3) */
+extern const double  sd_winograd_g[3][6][3];
 
 void sd_cpu_packed(const sd_device_t *dev, const sd_weight_t *w,
     sd_packed_t *p);

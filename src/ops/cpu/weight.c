@@ -34,13 +34,14 @@
 
 #define SD_WINOGRAD_PIXELS    64        /* more than that: 4x4 outputs */
 #define SD_WINOGRAD_FEW       32        /* more than that: 2x2 */
+#define SD_WINOGRAD_BF16      1000      /* more than that: see isa/winograd.c */
 #define SD_WINOGRAD_CHANNELS  32        /* at least */
 #define SD_WINOGRAD_MOST      16384     /* c + k, as scratch holds some tiles */
 
 
 /* G, for the points 0, 1, -1, 1/2, -2, infinity; 0, 1, -1, 2, -2; 0, 1, -1 */
 
-static const double  sd_winograd_g[3][6][3] = {
+const double  sd_winograd_g[3][6][3] = {
     {
         { 1, 0, 0 },
         { 1 / 3.0, 1 / 3.0, 1 / 3.0 },
@@ -84,7 +85,7 @@ static void sd_bf16_pack(void *data, int task, char *scratch);
 void
 sd_cpu_packed(const sd_device_t *dev, const sd_weight_t *w, sd_packed_t *p)
 {
-    int  half = SD_PANEL / 2;
+    int  winograd, half = SD_PANEL / 2;
 
     memset(p, 0, sizeof(sd_packed_t));
 
@@ -106,6 +107,11 @@ sd_cpu_packed(const sd_device_t *dev, const sd_weight_t *w, sd_packed_t *p)
     p->columns = w->geglu ? 2 * sd_align(w->k / 2, half) : sd_align(w->k, half);
     p->panels = (p->columns + SD_PANEL - 1) / SD_PANEL;
 
+    winograd = w->kind == SD_WEIGHT_CONV && w->r == 3 && w->stride == 1
+               && w->hint > SD_WINOGRAD_FEW
+               && w->c >= SD_WINOGRAD_CHANNELS && w->k >= SD_WINOGRAD_CHANNELS
+               && w->c + w->k <= SD_WINOGRAD_MOST;
+
     if (w->kind == SD_WEIGHT_CONV && w->r == 3 && w->stride == 1
         && !w->upsample && w->k <= SD_NARROW && w->c >= SD_PANEL / 2)
     {
@@ -121,16 +127,13 @@ sd_cpu_packed(const sd_device_t *dev, const sd_weight_t *w, sd_packed_t *p)
         p->rows = (size_t) p->taps * sd_align(w->c, SD_BF16_K);
         p->matrix = p->columns;
         p->size = p->matrix + p->rows * p->columns / 2;
+        p->winograd = winograd && w->hint > SD_WINOGRAD_BF16 ? 6 : 0;
         return;
     }
 
     p->matrix = sd_align(p->columns, SD_PANEL);
 
-    if (w->kind == SD_WEIGHT_CONV && w->r == 3 && w->stride == 1
-        && w->hint > SD_WINOGRAD_FEW
-        && w->c >= SD_WINOGRAD_CHANNELS && w->k >= SD_WINOGRAD_CHANNELS
-        && w->c + w->k <= SD_WINOGRAD_MOST)
-    {
+    if (winograd) {
         p->winograd = w->hint > SD_WINOGRAD_PIXELS ? 6 : 4;
         p->rows = p->winograd * p->winograd * (size_t) w->c;
     }

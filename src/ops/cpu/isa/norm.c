@@ -1,14 +1,14 @@
 /*
  * Group and layer normalisation.
  *
- * Floor: memory: three passes, of which two read.  512x512x128: about 21 GB/s,
- * of 25 to 30 that the machine it was measured on has.
+ * Floor: memory: three passes, of which two read; and ten cycles of SiLU for a
+ * line.  512x512x128: 11 GB/s on one thread.
  *
  * Statistics read the input once: pixels go by in chunks of SD_CHUNK, which
  * stay in cache for an exact two-pass mean and sum of squares per channel;
  * chunks and channels are then put together per group in double precision, in
- * order (Chan et al. 1979).  No E[x^2] - m^2, nothing atomic,
- * nothing that depends on threads.  The last pass is one FMA a value.
+ * order (Chan et al. 1979).  No E[x^2] - m^2, nothing atomic, nothing that
+ * depends on threads.  The last pass is one FMA a value.
  */
 
 #include "isa.h"

@@ -16,17 +16,23 @@
  * For the smallest pictures (see weight.c) it is F(2x2, 3x3): 2x2 outputs from
  * 16 products instead of 36, at the points 0, 1, -1.
  *
+ * Filters in bf16 are transformed whenever they are needed, which pays where
+ * pictures are big; see weight.c.
+ *
  * Where there are many tiles, a task is a block of tiles.  Where there are few
  * (deep in the unet), filters are what takes time to read: all tiles are
  * transformed first, and a task is a group of panels, so that each filter is
  * read once.  That choice changes no sum.
  *
- * Floor: a quarter of the FMA time, and the filters' bytes.  In multiples of
- * what the FMA peak would do directly: 320 channels at 64x64 2.5 to 2.9, 640 at
- * 32x32 2.8, 1280 at 16x16 2.1 to 2.4 (memory), 128 at 512x512 2.1
- * (transforms); after enlargement 3.6 to 4.3.
+ * Floor: a quarter of the FMA time, or 1 / 2.25 of it for 2x2, and the filters'
+ * bytes.  In multiples of what the FMA peak would do directly, on one thread:
+ * 320 channels at 64x64 3.1, 640 at 32x32 3.1 to 3.4, 1280 at 16x16 3.3, at
+ * 8x8 2.0; 128 at 512x512 2.4 and 32 at 256x256 1.7 (transforms); after
+ * enlargement 4.4 to 5.  On two threads the filters' bytes show at 16x16 and
+ * 8x8: a 3x3 of 1280 channels has 236 and 105 MB of them.
  */
 
+#include "../bf16.h"
 #include "isa.h"
 
 
@@ -55,6 +61,7 @@ typedef struct {
 
     sd_packed_t    packed;
     const float   *weight;
+    float         *filters;     /* [positions][panels][c][columns] */
     float         *y;
     const float   *residual;
 
@@ -73,6 +80,7 @@ static void sd_winograd_out(const sd_winograd_t *p, const float *m,
     size_t stride, int tile, int column, int columns);
 static void sd_winograd_out2(const sd_winograd_t *p, const float *m,
     size_t stride, int tile, int column, int columns);
+static void sd_winograd_widen(void *data, int task, char *scratch);
 static void sd_winograd_block(void *data, int task, char *scratch);
 static void sd_winograd_few_in(void *data, int task, char *scratch);
 static void sd_winograd_few_out(void *data, int task, char *scratch);
@@ -279,8 +287,7 @@ sd_winograd_product(const sd_winograd_t *p, const float *v, size_t vstride,
         for (panel = first; panel < last; panel++) {
             columns = sd_min(SD_PANEL, p->packed.columns - panel * SD_PANEL);
 
-            b = p->weight + p->packed.matrix
-                + ((size_t) i * p->packed.columns + panel * SD_PANEL)
+            b = p->filters + ((size_t) i * p->packed.columns + panel * SD_PANEL)
                   * p->channels;
 
             if (panel == first && !p->few) {
@@ -437,6 +444,59 @@ sd_winograd_out2(const sd_winograd_t *p, const float *m, size_t stride,
 }
 
 
+/* G g G^T of a panel of bf16 */
+
+static void
+sd_winograd_widen(void *data, int task, char *scratch)
+{
+    int                c, i, j, half;
+    v16                g[9], t[18], m[6][3];
+    float             *dst;
+    size_t             depth;
+    sd_winograd_t     *p = data;
+    const sd_bf16_t   *src, *at;
+
+    depth = p->packed.rows / 9;
+    src = (sd_bf16_t *) (p->weight + p->packed.matrix)
+          + p->packed.rows * task * SD_PANEL;
+
+    for (i = 0; i < 6; i++) {
+        for (j = 0; j < 3; j++) {
+            m[i][j] = v_set((float) sd_winograd_g[p->up][i][j]);
+        }
+    }
+
+    for (c = 0; c < p->channels; c++) {
+        for (half = 0; half < SD_PANEL; half += SD_LANES) {
+
+            for (i = 0; i < 9; i++) {
+                at = src + sd_bf16_at(i * depth + c - c % 2, half);
+                g[i] = c % 2 ? v_odd_bf16(at) : v_even_bf16(at);
+            }
+
+            for (i = 0; i < 6; i++) {
+                for (j = 0; j < 3; j++) {
+                    t[i * 3 + j] = v_fma(m[i][2], g[6 + j],
+                                         v_fma(m[i][1], g[3 + j],
+                                               v_mul(m[i][0], g[j])));
+                }
+            }
+
+            dst = p->filters + (size_t) task * SD_PANEL * p->channels
+                  + (size_t) c * SD_PANEL + half;
+
+            for (i = 0; i < 36; i++) {
+                v_store(dst, v_fma(m[i % 6][2], t[i / 6 * 3 + 2],
+                                   v_fma(m[i % 6][1], t[i / 6 * 3 + 1],
+                                         v_mul(m[i % 6][0], t[i / 6 * 3]))));
+
+                dst += (size_t) p->packed.columns * p->channels;
+            }
+        }
+    }
+}
+
+
 static void
 sd_winograd_block(void *data, int task, char *scratch)
 {
@@ -507,11 +567,12 @@ sd_isa(sd_winograd)(sd_context_t *cx, sd_tensor_t y, const sd_conv2d_t *d)
 {
     int            tiles, positions, out;
     size_t         size;
-    sd_tensor_t    v;
+    sd_tensor_t    v, filters;
     sd_winograd_t  p;
 
     memset(&p, 0, sizeof(sd_winograd_t));
     memset(&v, 0, sizeof(sd_tensor_t));
+    memset(&filters, 0, sizeof(sd_tensor_t));
 
     sd_cpu_packed(cx->device, d->w, &p.packed);
 
@@ -531,7 +592,13 @@ sd_isa(sd_winograd)(sd_context_t *cx, sd_tensor_t y, const sd_conv2d_t *d)
         v = sd_alloc_type(cx, SD_F32, 1, 1, positions, (int) p.vstride);
     }
 
+    if (p.packed.bf16) {
+        filters = sd_alloc_type(cx, SD_F32, 1, positions, p.channels,
+                                p.packed.columns);
+    }
+
     if (cx->plan || cx->status != SD_OK) {
+        sd_free(cx, &filters);
         sd_free(cx, &v);
         return cx->status;
     }
@@ -559,6 +626,18 @@ sd_isa(sd_winograd)(sd_context_t *cx, sd_tensor_t y, const sd_conv2d_t *d)
     p.skip = p.edge == 6 && p.up && p.h == 2 * p.sh && p.w == 2 * p.sw ? 2
                                                                        : -1;
 
+    p.filters = (float *) p.weight + p.packed.matrix;
+
+    if (p.packed.bf16) {
+        p.filters = filters.data;
+
+        if (sd_pool_run(cx, sd_winograd_widen, &p, p.packed.panels) != SD_OK) {
+            sd_free(cx, &filters);
+            sd_free(cx, &v);
+            return cx->status;
+        }
+    }
+
     if (p.few) {
         p.v = v.data;
         p.groups = sd_max((p.packed.panels + SD_GROUP - 1) / SD_GROUP,
@@ -568,6 +647,7 @@ sd_isa(sd_winograd)(sd_context_t *cx, sd_tensor_t y, const sd_conv2d_t *d)
                 && sd_pool_run(cx, sd_winograd_few_out, &p, p.groups)
                    == SD_OK);
 
+        sd_free(cx, &filters);
         sd_free(cx, &v);
 
         return cx->status;
@@ -587,5 +667,9 @@ sd_isa(sd_winograd)(sd_context_t *cx, sd_tensor_t y, const sd_conv2d_t *d)
     p.groups = (p.tiles + tiles - 1) / tiles;
     p.groups = sd_min(sd_align(p.groups, 2), p.tiles);
 
-    return sd_pool_run(cx, sd_winograd_block, &p, p.groups);
+    (void) sd_pool_run(cx, sd_winograd_block, &p, p.groups);
+
+    sd_free(cx, &filters);
+
+    return cx->status;
 }
