@@ -356,13 +356,13 @@ def main():
         small = name == "embedded" or os.path.isdir(name)
         path = os.path.join(work, os.path.basename(name))
         os.makedirs(path, exist_ok=True)
+        model = find(args, name)
         tests = {
             "torch": lambda: against_torch(args, name, model, path),
             "cpu": lambda: against_cpu(args, name, model, path, small),
             "itself": lambda: against_itself(
                 args, name, model, path, samplers if small else samplers[:1],
                 12 if small else 4)}
-        model = find(args, name)
         for test, run in tests.items():
             if args.only not in (None, test):
                 continue
