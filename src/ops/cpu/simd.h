@@ -263,8 +263,9 @@ sd_inline v8 v_high(v16 x) { return x.b; }
 
 #else
 
-typedef float    v4 __attribute__((vector_size(16)));
-typedef int32_t  v4i __attribute__((vector_size(16)));
+typedef float     v4 __attribute__((vector_size(16)));
+typedef int32_t   v4i __attribute__((vector_size(16)));
+typedef uint32_t  v4u __attribute__((vector_size(16)));
 
 typedef struct {
     v4  q[4];
@@ -341,8 +342,8 @@ v_scale2(v16 a, v16 t)
 sd_inline v16
 v_recip0(v16 a)
 {
-    sd_each((v4) ((v4i) { 0x7ef30000, 0x7ef30000, 0x7ef30000, 0x7ef30000 }
-                  - (v4i) a.q[i]));
+    sd_each((v4) ((v4u) { 0x7ef30000, 0x7ef30000, 0x7ef30000, 0x7ef30000 }
+                  - (v4u) a.q[i]));
 }
 
 sd_inline v16
