@@ -1,5 +1,5 @@
 /*
- * Self-attention of many tokens on Hopper, by wgmma and TMA.
+ * Self-attention of 256 tokens and more on Hopper, by wgmma and TMA.
  *
  * Floor, SD 1.5 at n = 2 (8 heads, d = 40, 4096 x 4096): 43 GFLOP of use, which
  * are 47 as the tensor cores see them (Q K^T pads d to 48, P V takes exactly
@@ -8,20 +8,38 @@
  * d = 64 (5 heads): 43 GFLOP, 57 us, and 168 M exponentials, 40 us; cuDNN
  * 111 us.  d = 80 (8 heads, 1024 x 1024): 5.4 GFLOP, 7 us; cuDNN 18.6 us.
  *
- * Measured: not yet.
+ * Measured, H100 SXM, us at n = 2 and n = 16, and cuDNN: 8 heads of 40,
+ * 4096 x 4096: 126, 985 (156, 1267); 5 of 64: 84, 650 to 690 (111, 780); 8 of
+ * 80, 1024 x 1024: 13.7, 101 (18.6, 113); 10 of 64: 14.2, 99 (23.5, 102); 8 of
+ * 160, 256 x 256: 6.2, 21.7 (11.0, 24.0); 20 of 64: 5.2, 27 (7.6, 21.5).
+ *
+ * d = 64 is at 515 TFLOP/s, a tile of 64 x 128 taking 920 clocks (1.75 GHz),
+ * where the exponential unit needs 512, by count, and the tensor cores as many.
+ * d = 40 takes 900, though the tensor cores need a third less: ncu has L2 busy
+ * 73 % of the time, with what TMA asks for rows of 80 bytes, and 85 % where a
+ * block has two warpgroups and reads keys for 128 queries.
+ *
+ * Tried, slower at d = 40: Q K^T two tiles ahead, with two warpgroups of 250
+ * registers (156 us); tiles multicast to clusters of two (L2 half as busy, but
+ * 151 to 226 us) or of four (255 us).  No better: another L2 promotion, and
+ * exponentials by polynomials for more than an eighth.
  *
  * DESIGN
  *
- * A block is up to four warpgroups, of 64 queries each.  A warpgroup computes
+ * A block is up to three warpgroups, of 64 queries each.  A warpgroup computes
  * S = Q K^T of a tile of KT keys into registers, its online softmax, and
- * O += P V with P from registers.  Nothing orders the warpgroups: while some
- * wait for the tensor cores, the others keep the exponential unit busy.
+ * O += P V with P from registers.
  *
- * Tiles come by TMA, each with a barrier that says "full" and one, of its
- * readers, that says "empty".  The block's first thread asks for a tile two
- * tiles ahead of its own: a warp for that alone would cost as many registers as
- * a warpgroup, and the fourth would not fit.  It may have to wait for the
- * slowest warpgroup, STAGES - 2 tiles behind.
+ * What bounds it is not the tensor cores but all that is done to 64 scores a
+ * lane, so that is as little as it can be.  What is subtracted from the scores
+ * is the maximum of the first tile; sums of later ones tell when that is too
+ * small, long before a P is more than fp16 holds, and only then are there
+ * maxima, and factors for what was summed so far.  With usual scores there are
+ * neither comparisons nor shuffles: a multiplication, an exponential, a sum,
+ * half a conversion.
+ *
+ * A tile's P V is started along with the next one's Q K^T.  With TURNS, what a
+ * warpgroup starts, it starts alone: then the others have the exponential unit.
  *
  * The tensors are seen as [n, rows, heads, d], and a box is 64 wide: where d is
  * less, TMA fills the rest with zeroes, in memory laid out as wgmma likes it
@@ -29,11 +47,19 @@
  * Rows beyond a sample's last are zeroes, too: masked as keys, not stored as
  * queries.  d = 80 takes two boxes side by side.
  *
+ * Tiles come by TMA, each with a barrier that says "full" and one, of its
+ * readers, that says "empty".  The block's first thread asks for a tile some
+ * tiles ahead of its own.
+ *
  * A row's bits depend on lk and d: tiles of keys are the same for all, rows of
- * an mma do not mix, and how many warpgroups a block has is free.
+ * an mma do not mix, each row decides for itself when its maximum is too old,
+ * and how many warpgroups a block has is free: so that the last SM is done
+ * early, the last blocks of a head may have one less.
  */
 
+#include <limits.h>
 #include <math.h>
+#include <string.h>
 
 #include "attention.h"
 #include "sm90.cuh"
@@ -41,25 +67,60 @@
 
 #define LOG2E  1.44269504088896340736f
 
-#define KT     128              /* keys of a tile */
 #define ROW    128              /* bytes of a row of a box: 64 elements */
+#define MOST   16384.0f         /* of a lane's sums */
+#define SPAN   1024             /* of finish()'s time */
+
 
 #ifdef HOPPER
 
-/* s: [64, 128] = or += q: [64, 16], k: [128, 16], rows of 16 both */
+/*
+ * warpgroups take turns: what a group does between these two it does alone;
+ * barriers after those of group_sync()
+ */
 
+static __device__ __forceinline__ void
+turn_wait(int group)
+{
+    asm volatile("bar.sync %0, 256;" :: "r"(4 + group) : "memory");
+}
+
+
+static __device__ __forceinline__ void
+turn_pass(int to)
+{
+    asm volatile("bar.arrive %0, 256;" :: "r"(4 + to) : "memory");
+}
+
+
+/* s: [64, KT] = or += q: [64, 16], k: [KT, 16], rows of 16 both */
+
+template <int KT>
 static __device__ __forceinline__ void
 wgmma_qk(float *s, uint64_t q, uint64_t k, int add)
 {
-    asm volatile("{\n"
-                 ".reg .pred  add;\n"
-                 "setp.ne.b32 add, %66, 0;\n"
-                 "wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 "
-                 "{" N16_0 ", " N16_16 ", " N16_32 ", " N16_48 "}, "
-                 "%64, %65, add, 1, 1, 0, 0;\n"
-                 "}"
-                 : R16(s, 0), R16(s, 16), R16(s, 32), R16(s, 48)
-                 : "l"(q), "l"(k), "r"(add));
+    if constexpr (KT == 128) {
+        asm volatile("{\n"
+                     ".reg .pred  add;\n"
+                     "setp.ne.b32 add, %66, 0;\n"
+                     "wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 "
+                     "{" N16_0 ", " N16_16 ", " N16_32 ", " N16_48 "}, "
+                     "%64, %65, add, 1, 1, 0, 0;\n"
+                     "}"
+                     : R16(s, 0), R16(s, 16), R16(s, 32), R16(s, 48)
+                     : "l"(q), "l"(k), "r"(add));
+
+    } else {
+        asm volatile("{\n"
+                     ".reg .pred  add;\n"
+                     "setp.ne.b32 add, %34, 0;\n"
+                     "wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 "
+                     "{" N16_0 ", " N16_16 "}, "
+                     "%32, %33, add, 1, 1, 0, 0;\n"
+                     "}"
+                     : R16(s, 0), R16(s, 16)
+                     : "l"(q), "l"(k), "r"(add));
+    }
 }
 
 
@@ -83,15 +144,26 @@ wgmma_pv(float *o, const uint32_t *p, uint64_t v)
                      : R16(o, 0), R16(o, 16)
                      : "r"(p[0]), "r"(p[1]), "r"(p[2]), "r"(p[3]), "l"(v));
 
-    } else {
+    } else if constexpr (D == 80) {
         asm volatile("wgmma.mma_async.sync.aligned.m64n80k16.f32.f16.f16 "
                      "{" N16_0 ", " N16_16 ", "
                      "%32, %33, %34, %35, %36, %37, %38, %39}, "
                      "{%40, %41, %42, %43}, %44, 1, 1, 1, 1;"
                      : R16(o, 0), R16(o, 16), R4(o, 32), R4(o, 36)
                      : "r"(p[0]), "r"(p[1]), "r"(p[2]), "r"(p[3]), "l"(v));
+
+    } else {
+        asm volatile("wgmma.mma_async.sync.aligned.m64n160k16.f32.f16.f16 "
+                     "{" N16_0 ", " N16_16 ", " N16_32 ", " N16_48 ", "
+                     N16_64 "}, {%80, %81, %82, %83}, %84, 1, 1, 1, 1;"
+                     : R16(o, 0), R16(o, 16), R16(o, 32), R16(o, 48),
+                       R16(o, 64)
+                     : "r"(p[0]), "r"(p[1]), "r"(p[2]), "r"(p[3]), "l"(v));
     }
 }
+
+
+/* end of primitives */
 
 
 /* a quad of lanes holds a row */
@@ -114,9 +186,30 @@ quad_sum(float x)
 }
 
 
-/* boxes side by side from row on, to at and after it */
+/*
+ * A matrix in shared memory, swizzled by 128 bytes, as wgmma wants it said:
+ * rows of 128 bytes, eight of them 1024 bytes before the next eight; next: how
+ * many bytes after the first 64 columns the next 64 are, where columns are not
+ * what is summed over.  The low half, to which bytes / 16 may be added.
+ */
 
-template <int BOXES>
+static __device__ __forceinline__ uint32_t
+matrix_low(uint32_t at, int next)
+{
+    return at >> 4 | (uint32_t) (next >> 4) << 16;
+}
+
+
+static __device__ __forceinline__ uint64_t
+matrix_at(uint32_t m, int bytes)
+{
+    return (uint64_t) (1 << 30 | 1024 >> 4) << 32 | (m + bytes / 16);
+}
+
+
+/* boxes of KT rows side by side from row on, to at and after it */
+
+template <int BOXES, int KT>
 static __device__ __forceinline__ void
 tile_load(uint32_t at, const CUtensorMap *map, uint32_t barrier, int head,
     int row, int sample)
@@ -134,40 +227,22 @@ tile_load(uint32_t at, const CUtensorMap *map, uint32_t barrier, int head,
 
 /* s: [64, KT] = q k^T, as one group; q, k: boxes' memory */
 
-template <int D>
+template <int D, int KT>
 static __device__ __forceinline__ void
 scores(float *s, uint32_t q, uint32_t k)
 {
     int  i;
+
+    q = matrix_low(q, 16);
+    k = matrix_low(k, 16);
 
     settled(s, KT / 2);
     wgmma_fence();
 
     #pragma unroll
     for (i = 0; i < (D + 15) / 16; i++) {
-        wgmma_qk(s, matrix(q + i / 4 * 64 * ROW + i % 4 * 32, 16),
-                 matrix(k + i / 4 * KT * ROW + i % 4 * 32, 16), i != 0);
-    }
-
-    wgmma_commit();
-}
-
-
-/* o: [64, D] += p v, as one group; p: [KT / 16][4], v: boxes' memory */
-
-template <int D>
-static __device__ __forceinline__ void
-values(float *o, uint32_t *p, uint32_t v)
-{
-    int  i;
-
-    settled(o, D / 2);
-    settled(p, KT / 4);
-    wgmma_fence();
-
-    #pragma unroll
-    for (i = 0; i < KT / 16; i++) {
-        wgmma_pv<D>(o, p + 4 * i, matrix(v + i * 16 * ROW, KT * ROW));
+        wgmma_qk<KT>(s, matrix_at(q, i / 4 * 64 * ROW + i % 4 * 32),
+                     matrix_at(k, i / 4 * KT * ROW + i % 4 * 32), i != 0);
     }
 
     wgmma_commit();
@@ -175,19 +250,62 @@ values(float *o, uint32_t *p, uint32_t v)
 
 
 /*
- * m: the rows' maxima so far; u: in powers of two, what to subtract; f: what
- * shrinks the sums of before
+ * o: [64, D] += p v of the keys FROM .. TO of a tile, as one group;
+ * p: [KT / 16][4], v: boxes' memory
  */
 
+template <int D, int KT, int FROM, int TO>
 static __device__ __forceinline__ void
-maxima(const float *s, float *m, float *u, float *f, float c)
+values(float *o, uint32_t *p, uint32_t v)
+{
+    int  i;
+
+    v = matrix_low(v, KT * ROW);
+
+    settled(o, D / 2);
+    settled(p + FROM / 4, (TO - FROM) / 4);
+    wgmma_fence();
+
+    #pragma unroll
+    for (i = FROM / 16; i < TO / 16; i++) {
+        wgmma_pv<D>(o, p + 4 * i, matrix_at(v, i * 16 * ROW));
+    }
+
+    wgmma_commit();
+}
+
+
+/* the tile's last keys are none */
+
+template <int KT>
+static __device__ __forceinline__ void
+mask(float *s, int left, int lane)
+{
+    int  i;
+
+    left -= (lane & 3) * 2;
+
+    #pragma unroll
+    for (i = 0; i < KT / 2; i++) {
+        if (i / 4 * 8 + i % 2 >= left) {
+            s[i] = -INFINITY;
+        }
+    }
+}
+
+
+/* this lane's part of the rows' maxima */
+
+template <int KT>
+static __device__ __forceinline__ void
+maxima(float *m, const float *s)
 {
     int    i, j;
     float  x, y;
 
     #pragma unroll
     for (i = 0; i < 2; i++) {
-        x = fmaxf(m[i], s[2 * i]);
+        x = s[2 * i];
         y = s[2 * i + 1];
 
         #pragma unroll
@@ -196,225 +314,244 @@ maxima(const float *s, float *m, float *u, float *f, float c)
             y = fmaxf(y, s[j + 2 * i + 1]);
         }
 
-        x = quad_max(fmaxf(x, y));
-
-        u[i] = x * c;
-        f[i] = exp2_fast(fmaf(m[i], c, -u[i]));
-        m[i] = x;
+        m[i] = fmaxf(x, y);
     }
 }
 
 
-/* p = 2^(s c - u) as an operand of values(), l: this lane's sums of it */
+/*
+ * 2^x by what adds and multiplies, where the exponential unit has more to do
+ * than these; y = x / 128 + 3 / 4, of 0 .. 1, so that x is no less than -96
+ * and no more than 32.  Cody and Waite: y is rounded to 128ths, 2^n and a
+ * polynomial of what remains (minimax, an error of 7.5e-5).
+ */
 
+static __device__ __forceinline__ float
+exp2_poly(float y)
+{
+    const float  ONE = 98304;       /* 1.5 * 2^16: its last bit is 1 / 128 */
+
+    float  t, r, z;
+
+    t = __fadd_rn(y, ONE);
+    r = __fsub_rn(y, __fsub_rn(t, ONE));
+
+    z = fmaf(0x1p-96f * 128 * 128 * 128 * 0.0551716691f, r,
+             0x1p-96f * 128 * 128 * 0.2426111222f);
+    z = fmaf(z, r, 0x1p-96f * 128 * 0.6932609855f);
+    z = fmaf(z, r, 0x1p-96f * 0.9999280735f);
+
+    return __uint_as_float((__float_as_uint(t) << 23) + __float_as_uint(z));
+}
+
+
+/*
+ * p = 2^(s c - u) of keys FROM .. TO as an operand of values(), l: this lane's
+ * sums of it; POLY of 16 pairs by exp2_poly()
+ */
+
+template <int FROM, int TO, int POLY>
 static __device__ __forceinline__ void
 exponentials(uint32_t *p, float *l, const float *s, const float *u, float c)
 {
     int    i;
-    float  x, y;
+    float  x, y, w[2];
+
+    const float  d = c * 0x1p-7f;
+
+    w[0] = fmaf(u[0], -0x1p-7f, 0.75f);
+    w[1] = fmaf(u[1], -0x1p-7f, 0.75f);
 
     #pragma unroll
-    for (i = 0; i < KT / 4; i++) {
-        x = exp2_fast(fmaf(s[2 * i], c, -u[i % 2]));
-        y = exp2_fast(fmaf(s[2 * i + 1], c, -u[i % 2]));
+    for (i = FROM / 4; i < TO / 4; i++) {
+
+        if (i * POLY % 16 + POLY > 15) {
+            x = exp2_poly(__saturatef(fmaf(s[2 * i], d, w[i % 2])));
+            y = exp2_poly(__saturatef(fmaf(s[2 * i + 1], d, w[i % 2])));
+
+        } else {
+            x = exp2_fast(fmaf(s[2 * i], c, -u[i % 2]));
+            y = exp2_fast(fmaf(s[2 * i + 1], c, -u[i % 2]));
+        }
+
         l[i % 2] += x + y;
         p[i] = pack(x, y);
     }
 }
 
-#endif
-
-
 /*
- * c: scale * log2(e); one map each of q, k, v and the output.
- * LATE: a tile's P V is started along with the next one's Q K^T, for which P
- * needs registers of its own
+ * Sums tell when the maxima are too old, seldom: then the tile's own count, and
+ * what was summed under the others shrinks.  Each row decides for itself, and
+ * to the others nothing happens.  No P V is in flight.
  */
 
-template <int D, int GROUPS, int STAGES, int LATE>
-static __global__ void __launch_bounds__(GROUPS * 128, 1)
-attention_sm90(const __grid_constant__ CUtensorMap qmap,
-    const __grid_constant__ CUtensorMap kmap,
-    const __grid_constant__ CUtensorMap vmap,
-    const __grid_constant__ CUtensorMap omap, int lq, int lk, float c)
+template <int D, int KT, int POLY>
+static __device__ __forceinline__ void
+renew(float *o, uint32_t *p, float *l, float *x, const float *s, float *u,
+    float c)
 {
-#ifdef HOPPER
+    int    i;
+    float  f[2];
 
-    const int  BOXES = (D + 63) / 64;       /* side by side */
-    const int  QBOX = 64 * ROW;
-    const int  KBOX = KT * ROW;
+    if (__any_sync(0xffffffff, !(x[0] <= MOST && x[1] <= MOST))) {
 
-    extern __shared__ __align__(1024) unsigned char  shared[];
+        f[0] = x[0] <= MOST ? 0 : 1;
+        f[1] = x[1] <= MOST ? 0 : 1;
 
-    int       i, j, t, lane, warp, group, head, sample, row, row0, left, steps,
-              stage, before;
-    float     m[2], l[2], u[2], f[2], s[KT / 2], o[D / 2];
-    uint32_t  p[KT / 4], qs, ks, vs, q_full, k_full, v_full, empty, phase, at;
+        maxima<KT>(x, s);
 
-    /* 1024-byte aligned, as swizzling repeats after that */
-
-    qs = (shared_address(shared) + 1023) & ~1023;
-    ks = qs + GROUPS * BOXES * QBOX;
-    vs = ks + STAGES * BOXES * KBOX;
-    q_full = vs + STAGES * BOXES * KBOX;
-    k_full = q_full + 8;
-    v_full = k_full + STAGES * 8;
-    empty = v_full + STAGES * 8;
-
-    lane = threadIdx.x & 31;
-    warp = __shfl_sync(0xffffffff, threadIdx.x / 32, 0);
-    group = warp / 4;
-
-    head = blockIdx.y;
-    sample = blockIdx.z;
-    row0 = blockIdx.x * GROUPS * 64;
-    steps = (lk + KT - 1) / KT;
-
-    if (threadIdx.x == 0) {
-        barrier_init(q_full, 1);
-
-        for (i = 0; i < STAGES; i++) {
-            barrier_init(k_full + i * 8, 1);
-            barrier_init(v_full + i * 8, 1);
-            barrier_init(empty + i * 8, GROUPS * 4);
+        #pragma unroll
+        for (i = 0; i < 2; i++) {
+            x[i] = fmaxf(quad_max(x[i]) * c, u[i]);
+            x[i] = quad_max(f[i]) > 0 ? x[i] : u[i];
+            f[i] = exp2_fast(u[i] - x[i]);
+            u[i] = x[i];
+            l[i] = __fmul_rn(l[i], f[i]);
+            x[i] = 0;
         }
-
-        barrier_init_fence();
-    }
-
-    __syncthreads();
-
-    if (threadIdx.x == 0) {
-        barrier_expect(q_full, GROUPS * BOXES * QBOX);
-
-        for (i = 0; i < GROUPS; i++) {
-            for (j = 0; j < BOXES; j++) {
-                box_load(qs + (i * BOXES + j) * QBOX, &qmap, q_full, j * 64,
-                         head, row0 + i * 64, sample);
-            }
-        }
-
-        for (t = 0; t < 2 + LATE && t < steps; t++) {
-            tile_load<BOXES>(ks + t * BOXES * KBOX, &kmap, k_full + t * 8,
-                             head, t * KT, sample);
-            tile_load<BOXES>(vs + t * BOXES * KBOX, &vmap, v_full + t * 8,
-                             head, t * KT, sample);
-        }
-    }
-
-    __syncwarp();
-
-    qs += group * BOXES * QBOX;
-
-    #pragma unroll
-    for (i = 0; i < D / 2; i++) {
-        o[i] = 0;
-    }
-
-    for (i = 0; i < 2; i++) {
-        m[i] = -INFINITY;
-        l[i] = 0;
-    }
-
-    barrier_wait(q_full, 0);
-
-    /* S = Q K^T, [64, KT]; lane: row lane / 4 (+ 8) of the warp's 16 */
-
-    if (LATE) {
-
-        /* the first tile, a whole one, has no P V to start along */
-
-        barrier_wait(k_full, 0);
-        scores<D>(s, qs, ks);
-        wgmma_wait<0>();
-        settled(s, KT / 2);
-        maxima(s, m, u, f, c);
-        exponentials(p, l, s, u, c);
-    }
-
-    before = 0;
-    stage = LATE;
-    phase = 0;
-
-    for (t = LATE; t < steps; t++) {
-
-        barrier_wait(k_full + stage * 8, phase);
-        scores<D>(s, qs, ks + stage * BOXES * KBOX);
-
-        if (LATE) {
-            barrier_wait(v_full + before * 8, phase ^ (stage == 0));
-            values<D>(o, p, vs + before * BOXES * KBOX);
-            wgmma_wait<1>();
-
-        } else {
-            wgmma_wait<0>();
-        }
-
-        settled(s, KT / 2);
-
-        left = lk - t * KT;
-
-        if (left < KT) {
-            left -= (lane & 3) * 2;
-
-            #pragma unroll
-            for (i = 0; i < KT / 2; i++) {
-                if (i / 4 * 8 + i % 2 >= left) {
-                    s[i] = -INFINITY;
-                }
-            }
-        }
-
-        maxima(s, m, u, f, c);
-
-        if (LATE) {
-            wgmma_wait<0>();
-            settled(o, D / 2);
-            settled(p, KT / 4);
-
-            if (lane == 0) {
-                barrier_arrive(empty + before * 8);
-            }
-        }
-
-        /* never as part of an fma: the variants' bits are the same */
-
-        l[0] = __fmul_rn(l[0], f[0]);
-        l[1] = __fmul_rn(l[1], f[1]);
 
         #pragma unroll
         for (i = 0; i < D / 2; i++) {
             o[i] *= f[i / 2 % 2];
         }
 
-        exponentials(p, l, s, u, c);
+        exponentials<0, KT, POLY>(p, x, s, u, c);
+    }
 
-        if (!LATE) {
-            barrier_wait(v_full + stage * 8, phase);
-            values<D>(o, p, vs + stage * BOXES * KBOX);
-            wgmma_wait<0>();
-            settled(o, D / 2);
-            settled(p, KT / 4);
+    l[0] += x[0];
+    l[1] += x[1];
+}
 
-            if (lane == 0) {
-                barrier_arrive(empty + stage * 8);
-            }
+
+/* what a warpgroup knows of its block; qs: its own queries */
+
+typedef struct {
+    const CUtensorMap  *kmap, *vmap;
+    uint32_t            qs, ks, vs, k_full, v_full, empty;
+    int                 lk, steps, head, sample, lane, group, next;
+    float               c;
+} block_t;
+
+
+/* the block's first thread: tile t, once its memory is free */
+
+template <int BOXES, int KT, int STAGES>
+static __device__ __forceinline__ void
+tile_ask(const block_t *b, int t)
+{
+    int  i;
+
+    if (threadIdx.x == 0 && t < b->steps) {
+        i = t % STAGES;
+
+        if (t >= STAGES) {
+            barrier_wait(b->empty + i * 8, (t - STAGES) / STAGES & 1);
         }
 
-        if (threadIdx.x == 0 && t + 2 < steps) {
-            i = (t + 2) % STAGES;
+        tile_load<BOXES, KT>(b->ks + i * BOXES * KT * ROW, b->kmap,
+                             b->k_full + i * 8, b->head, t * KT, b->sample);
+        tile_load<BOXES, KT>(b->vs + i * BOXES * KT * ROW, b->vmap,
+                             b->v_full + i * 8, b->head, t * KT, b->sample);
+    }
 
-            if (t + 2 >= STAGES) {
-                barrier_wait(empty + i * 8, (t + 2 - STAGES) / STAGES & 1);
-            }
+    __syncwarp();
+}
 
-            tile_load<BOXES>(ks + i * BOXES * KBOX, &kmap, k_full + i * 8,
-                             head, (t + 2) * KT, sample);
-            tile_load<BOXES>(vs + i * BOXES * KBOX, &vmap, v_full + i * 8,
-                             head, (t + 2) * KT, sample);
+
+/* the first tile, a whole one, says what to subtract */
+
+template <int D, int KT>
+static __device__ __forceinline__ void
+first(const block_t *b, float *s, float *u)
+{
+    int    i;
+    float  x[2];
+
+    barrier_wait(b->k_full, 0);
+    scores<D, KT>(s, b->qs, b->ks);
+    wgmma_wait<0>();
+    settled(s, KT / 2);
+
+    maxima<KT>(x, s);
+
+    #pragma unroll
+    for (i = 0; i < 2; i++) {
+        u[i] = quad_max(x[i]) * b->c;
+    }
+}
+
+
+/*
+ * A tile's P V along with the next Q K^T, TURNS: one warpgroup after the other.
+ * l: this lane's part of the rows' sums.
+ */
+
+template <int D, int KT, int STAGES, int POLY, int TURNS>
+static __device__ __forceinline__ void
+all_keys(const block_t *b, float *o, float *l)
+{
+    const int  BOX = (D + 63) / 64 * KT * ROW;
+    const int  HALF = KT / 2;
+
+    int       t, stage, before;
+    float     s[KT / 2], u[2], x[2];
+    uint32_t  p[KT / 4], phase;
+
+    if (TURNS && b->next == 0) {
+        turn_pass(0);
+    }
+
+    first<D, KT>(b, s, u);
+    exponentials<0, KT, POLY>(p, l, s, u, b->c);
+
+    before = 0;
+    stage = 1;
+    phase = 0;
+
+    for (t = 1; t < b->steps; t++) {
+
+        barrier_wait(b->v_full + before * 8, phase ^ (stage == 0));
+        barrier_wait(b->k_full + stage * 8, phase);
+
+        if (TURNS) {
+            turn_wait(b->group);
         }
 
-        __syncwarp();
+        /* the last tile's second half runs below the first exponentials */
+
+        values<D, KT, 0, HALF>(o, p, b->vs + before * BOX);
+        scores<D, KT>(s, b->qs, b->ks + stage * BOX);
+        values<D, KT, HALF, KT>(o, p, b->vs + before * BOX);
+
+        if (TURNS && (b->next != 0 || t + 1 < b->steps)) {
+            turn_pass(b->next);
+        }
+
+        wgmma_wait<1>();
+        settled(s, KT / 2);
+        settled(p, HALF / 4);
+
+        if (b->lk - t * KT < KT) {
+            mask<KT>(s, b->lk - t * KT, b->lane);
+        }
+
+        x[0] = x[1] = 0;
+        exponentials<0, HALF, POLY>(p, x, s, u, b->c);
+        settled(x, 2);
+        settled(p, HALF / 4);
+
+        wgmma_wait<0>();
+        settled(o, D / 2);
+        settled(p + HALF / 4, HALF / 4);
+
+        if (b->lane == 0) {
+            barrier_arrive(b->empty + before * 8);
+        }
+
+        exponentials<HALF, KT, POLY>(p, x, s, u, b->c);
+        renew<D, KT, POLY>(o, p, l, x, s, u, b->c);
+
+        tile_ask<BOX / KT / ROW, KT, STAGES>(b, t + 2);
 
         before = stage;
 
@@ -424,13 +561,121 @@ attention_sm90(const __grid_constant__ CUtensorMap qmap,
         }
     }
 
-    if (LATE) {
-        barrier_wait(v_full + before * 8, phase ^ (stage == 0));
-        values<D>(o, p, vs + before * BOXES * KBOX);
-        wgmma_wait<0>();
-        settled(o, D / 2);
-        settled(p, KT / 4);
+    barrier_wait(b->v_full + before * 8, phase ^ (stage == 0));
+    values<D, KT, 0, KT>(o, p, b->vs + before * BOX);
+    wgmma_wait<0>();
+    settled(o, D / 2);
+    settled(p, KT / 4);
+}
+
+#endif
+
+
+/*
+ * c: scale * log2(e); one map each of q, k, v and the output.
+ * The first whole blocks of a sample's head have GROUPS warpgroups, the others
+ * one less.
+ */
+
+template <int D, int KT, int GROUPS, int STAGES, int POLY, int TURNS>
+static __global__ void __launch_bounds__(GROUPS * 128, 1)
+attention_sm90(const __grid_constant__ CUtensorMap qmap,
+    const __grid_constant__ CUtensorMap kmap,
+    const __grid_constant__ CUtensorMap vmap,
+    const __grid_constant__ CUtensorMap omap, int lq, int lk, float c,
+    int whole)
+{
+#ifdef HOPPER
+
+    const int  BOXES = (D + 63) / 64;       /* side by side */
+    const int  QBOX = 64 * ROW;
+    const int  KBOX = KT * ROW;
+
+    extern __shared__ __align__(1024) unsigned char  shared[];
+
+    int       i, j, warp, groups, row, row0;
+    float     l[2], f[2], o[D / 2];
+    block_t   b;
+    uint32_t  q_full, at;
+
+    /* 1024-byte aligned, as swizzling repeats after that */
+
+    b.qs = (shared_address(shared) + 1023) & ~1023;
+    b.ks = b.qs + GROUPS * BOXES * QBOX;
+    b.vs = b.ks + STAGES * BOXES * KBOX;
+    q_full = b.vs + STAGES * BOXES * KBOX;
+    b.k_full = q_full + 8;
+    b.v_full = b.k_full + STAGES * 8;
+    b.empty = b.v_full + STAGES * 8;
+
+    b.kmap = &kmap;
+    b.vmap = &vmap;
+    b.head = blockIdx.x;
+    b.sample = blockIdx.z;
+    b.lk = lk;
+    b.steps = (lk + KT - 1) / KT;
+    b.c = c;
+
+    groups = GROUPS;
+    row0 = blockIdx.y * GROUPS * 64;
+
+    if ((int) blockIdx.y >= whole) {
+        row0 -= (blockIdx.y - whole) * 64;
+        groups--;
     }
+
+    warp = __shfl_sync(0xffffffff, threadIdx.x / 32, 0);
+    b.lane = threadIdx.x & 31;
+    b.group = warp / 4;
+    b.next = b.group + 1 < groups ? b.group + 1 : 0;
+
+    if (threadIdx.x == 0) {
+        barrier_init(q_full, 1);
+
+        for (i = 0; i < STAGES; i++) {
+            barrier_init(b.k_full + i * 8, 1);
+            barrier_init(b.v_full + i * 8, 1);
+            barrier_init(b.empty + i * 8, groups * 4);
+        }
+
+        barrier_init_fence();
+    }
+
+    __syncthreads();
+
+    if (threadIdx.x == 0) {
+        barrier_expect(q_full, groups * BOXES * QBOX);
+
+        for (i = 0; i < groups; i++) {
+            for (j = 0; j < BOXES; j++) {
+                box_load(b.qs + (i * BOXES + j) * QBOX, &qmap, q_full, j * 64,
+                         b.head, row0 + i * 64, b.sample);
+            }
+        }
+    }
+
+    for (i = 0; i < 3; i++) {
+        tile_ask<BOXES, KT, STAGES>(&b, i);
+    }
+
+    if (b.group >= groups) {
+        return;
+    }
+
+    b.qs += b.group * BOXES * QBOX;
+
+    l[0] = l[1] = 0;
+
+    #pragma unroll
+    for (i = 0; i < D / 2; i++) {
+        o[i] = 0;
+    }
+
+    /* S = Q K^T, [64, KT]; lane: row lane / 4 (+ 8) of the warp's 16 */
+
+    barrier_wait(q_full, 0);
+
+    all_keys<D, KT, STAGES, POLY, TURNS>(&b, o, l);
 
     for (i = 0; i < 2; i++) {
         f[i] = 1 / quad_sum(l[i]);
@@ -438,14 +683,14 @@ attention_sm90(const __grid_constant__ CUtensorMap qmap,
 
     /* out through the group's queries' memory, in the same layout */
 
-    group_sync(1 + group);
+    group_sync(1 + b.group);
 
-    row = warp % 4 * 16 + lane / 4;
+    row = warp % 4 * 16 + b.lane / 4;
 
     #pragma unroll
     for (j = 0; j < D / 8; j++) {
-        at = qs + j / 8 * QBOX + row * ROW + ((j % 8 ^ row & 7) << 4)
-             + (lane & 3) * 4;
+        at = b.qs + j / 8 * QBOX + row * ROW + ((j % 8 ^ row & 7) << 4)
+             + (b.lane & 3) * 4;
         store_4(at, pack(o[4 * j] * f[0], o[4 * j + 1] * f[0]));
         store_4(at + 8 * ROW, pack(o[4 * j + 2] * f[1], o[4 * j + 3] * f[1]));
     }
@@ -454,12 +699,12 @@ attention_sm90(const __grid_constant__ CUtensorMap qmap,
     __syncwarp();
 
     row = warp % 4 * 16;
-    row0 += group * 64 + row;
+    row0 += b.group * 64 + row;
 
-    if (lane == 0 && row0 < lq) {
+    if (b.lane == 0 && row0 < lq) {
         for (j = 0; j < BOXES; j++) {
-            box_store(&omap, qs + j * QBOX + row * ROW, j * 64, head, row0,
-                      sample);
+            box_store(&omap, b.qs + j * QBOX + row * ROW, j * 64, b.head, row0,
+                      b.sample);
         }
 
         box_store_wait();
@@ -499,14 +744,91 @@ map(CUtensorMap *m, encode_pt encode, const sd_half_t *x, int n, int rows,
 }
 
 
-template <int D, int GROUPS, int STAGES, int LATE>
+/*
+ * When the last SM is done with blocks of groups warpgroups, whole of each
+ * head, and others of one less, each going to the first SM that is free: in
+ * quarters of what a warpgroup takes where there are enough of them
+ */
+
+static int
+finish(const sd_cuda_chip_t *chip, const sd_cuda_attention_t *a, int groups,
+    int whole, int rest)
+{
+    int  i, t, k, m, cost, last, free[SPAN + 16];
+
+    memset(free, 0, sizeof(free));
+
+    free[0] = chip->sms;
+    t = last = 0;
+
+    for (i = 0; i < 2 * a->n; i++) {
+        cost = i % 2 ? groups - 1 : groups;
+        cost = 4 * cost + 3 - cost;
+        k = (i % 2 ? rest : whole) * a->heads;
+
+        while (k > 0) {
+            while (free[t] == 0) {
+                t++;
+            }
+
+            if (t >= SPAN) {
+                return INT_MAX;
+            }
+
+            m = k < free[t] ? k : free[t];
+            free[t] -= m;
+            free[t + cost] += m;
+            k -= m;
+
+            if (t + cost > last) {
+                last = t + cost;
+            }
+        }
+    }
+
+    return last;
+}
+
+
+/* how many blocks of each head have all warpgroups, and how many there are */
+
+static int
+whole_blocks(const sd_cuda_chip_t *chip, const sd_cuda_attention_t *a,
+    int groups, int *blocks)
+{
+    int  units, i, t, rest, whole, least;
+
+    units = (a->lq + 63) / 64;
+    whole = (units + groups - 1) / groups;
+    least = INT_MAX;
+    *blocks = whole;
+
+    for (i = units / groups; i >= 0; i--) {
+
+        rest = (units - i * groups + groups - 2) / (groups - 1);
+        t = finish(chip, a, groups, i, rest);
+
+        if (t < least) {
+            least = t;
+            whole = i;
+            *blocks = i + rest;
+        }
+    }
+
+    return whole;
+}
+
+
+template <int D, int KT, int GROUPS, int STAGES, int POLY, int TURNS>
 static cudaError_t
-launch(cudaStream_t s, const sd_cuda_attention_t *a, encode_pt encode)
+launch(cudaStream_t s, const sd_cuda_chip_t *chip,
+    const sd_cuda_attention_t *a, encode_pt encode)
 {
     const int  BOXES = (D + 63) / 64;
     const int  SIZE = 1024 + GROUPS * BOXES * 64 * ROW
                       + STAGES * 2 * BOXES * KT * ROW + 8 + STAGES * 24;
 
+    int          whole, blocks;
     dim3         grid;
     CUtensorMap  q, k, v, o;
     cudaError_t  rc;
@@ -519,17 +841,19 @@ launch(cudaStream_t s, const sd_cuda_attention_t *a, encode_pt encode)
         return cudaErrorInvalidValue;
     }
 
-    rc = cudaFuncSetAttribute(attention_sm90<D, GROUPS, STAGES, LATE>,
-                              cudaFuncAttributeMaxDynamicSharedMemorySize,
-                              SIZE);
+    rc = cudaFuncSetAttribute(
+             attention_sm90<D, KT, GROUPS, STAGES, POLY, TURNS>,
+             cudaFuncAttributeMaxDynamicSharedMemorySize, SIZE);
     if (rc != cudaSuccess) {
         return rc;
     }
 
-    grid = dim3((a->lq + GROUPS * 64 - 1) / (GROUPS * 64), a->heads, a->n);
+    whole = whole_blocks(chip, a, GROUPS, &blocks);
+    grid = dim3(a->heads, blocks, a->n);
 
-    attention_sm90<D, GROUPS, STAGES, LATE><<<grid, GROUPS * 128, SIZE, s>>>(
-        q, k, v, o, a->lq, a->lk, a->scale * LOG2E);
+    attention_sm90<D, KT, GROUPS, STAGES, POLY, TURNS>
+        <<<grid, GROUPS * 128, SIZE, s>>>(q, k, v, o, a->lq, a->lk,
+                                          a->scale * LOG2E, whole);
 
     return cudaGetLastError();
 }
@@ -539,38 +863,14 @@ int
 sd_cuda_attention_sm90_takes(const sd_cuda_chip_t *chip,
     const sd_cuda_attention_t *a)
 {
-    return chip->arch == 90 && (a->d == 40 || a->d == 64 || a->d == 80)
-           && a->lk >= 512 && a->kv == NULL && !a->causal
+    return chip->arch == 90
+           && (a->d == 40 || a->d == 64 || a->d == 80 || a->d == 160)
+           && a->lk >= 256 && a->kv == NULL && !a->causal
 
            /* what a tensor map wants of strides and addresses */
            && a->ldq % a->d == 0 && a->ldk % a->d == 0
            && (((uintptr_t) a->q | (uintptr_t) a->k | (uintptr_t) a->v
                 | (uintptr_t) a->o) & 15) == 0;
-}
-
-
-/* warpgroups of a block: so that the last blocks leave few SMs idle */
-
-static int
-groups(const sd_cuda_chip_t *chip, const sd_cuda_attention_t *a, int most)
-{
-    int     i, best;
-    size_t  blocks, cost, least;
-
-    best = most;
-    least = 0;
-
-    for (i = most; i > 1; i--) {
-        blocks = (size_t) ((a->lq + i * 64 - 1) / (i * 64)) * a->heads * a->n;
-        cost = (blocks + chip->sms - 1) / chip->sms * i;
-
-        if (i == most || cost < least) {
-            least = cost;
-            best = i;
-        }
-    }
-
-    return best;
 }
 
 
@@ -590,23 +890,15 @@ sd_cuda_attention_sm90(cudaStream_t s, const sd_cuda_chip_t *chip,
     switch (a->d) {
 
     case 40:
-
-        switch (groups(chip, a, 4)) {
-        case 2:
-            return launch<40, 2, 4, 1>(s, a, encode);
-
-        case 3:
-            return launch<40, 3, 4, 1>(s, a, encode);
-
-        default:
-            return launch<40, 4, 4, 0>(s, a, encode);
-        }
+        return launch<40, 128, 3, 4, 2, 0>(s, chip, a, encode);
 
     case 64:
-        return groups(chip, a, 3) == 2 ? launch<64, 2, 4, 1>(s, a, encode)
-                                       : launch<64, 3, 4, 1>(s, a, encode);
+        return launch<64, 128, 3, 4, 0, 1>(s, chip, a, encode);
+
+    case 80:
+        return launch<80, 128, 2, 3, 2, 0>(s, chip, a, encode);
 
     default:
-        return launch<80, 2, 3, 1>(s, a, encode);
+        return launch<160, 64, 2, 3, 0, 1>(s, chip, a, encode);
     }
 }

@@ -26,7 +26,8 @@ typedef enum {
     SELF,                       /* views of one fused tensor */
     CROSS,                      /* k, v of tables that kv points to */
     CAUSAL,                     /* as SELF */
-    ODD                         /* as SELF, rows and pointers not aligned */
+    ODD,                        /* as SELF, rows and pointers not aligned */
+    GROWING                     /* as SELF, later keys count more and more */
 } shape_t;
 
 typedef struct {
@@ -99,6 +100,11 @@ static const row_t  rows[] = {
     { CAUSAL, 2,  40,  300,  300, 0 },
     { CAUSAL, 2, 160,  300,  300, 0 },
     { CAUSAL, 1,  96,    5,    5, 0 },
+    { GROWING, 2,  40, 1000, 1000, 0 },
+    { GROWING, 2,  64, 1000, 1000, 0 },
+    { GROWING, 2,  80, 1000, 1000, 0 },
+    { GROWING, 2, 160, 1000, 1000, 0 },
+    { GROWING, 2,  40,   77,   77, 0 },
     { ODD,    8,  40,  600,  600, 0 },
     { ODD,    2,  64,  100,  100, 0 },
     { ODD,    2, 160,   40,  140, 0 },
@@ -334,7 +340,8 @@ test(const row_t *r)
     sd_cuda_attention_t   a;
     const sd_half_t      *tables[MOST], **kv;
 
-    static const char    *shapes[] = { "self", "cross", "causal", "odd" };
+    static const char    *shapes[] = { "self", "cross", "causal", "odd",
+                                  "growing" };
 
     snprintf(name, sizeof(name), "%s %d x %d, %d x %d", shapes[r->shape],
              r->heads, r->d, r->lq, r->lk);
@@ -375,6 +382,16 @@ test(const row_t *r)
                 at = sample * (own ? of : (size_t) r->lq * a.ldq)
                      + (size_t) i * a.ldq + j;
                 host[at] = to_half(from_half(host[at]) * 6);
+            }
+        }
+    }
+
+    if (r->shape == GROWING) {
+        for (i = 0; i < 2 * r->lk; i++) {
+            for (j = 0; j < hd; j++) {
+                at = (size_t) i * a.ldk + hd + j;
+                host[at] = to_half(from_half(host[at])
+                                   * (1 + i % r->lk * 15.0 / r->lk));
             }
         }
     }
