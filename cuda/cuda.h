@@ -154,6 +154,13 @@ typedef struct {
 int sd_cuda_gemm(sd_context_t *cx, const sd_cuda_gemm_t *g);
 
 
+/* weight.c, as in sd_ops_t */
+
+size_t sd_cuda_weight_size(sd_device_t *dev, const sd_weight_t *w);
+int sd_cuda_weight_pack(sd_device_t *dev, sd_weight_t *w, const float *data,
+    const float *bias, sd_error_t *err);
+
+
 /* operations, as in sd_ops_t */
 
 int sd_cuda_conv2d(sd_context_t *cx, sd_tensor_t y, const sd_conv2d_t *d);

@@ -120,7 +120,8 @@ sd_cuda_plans_head(sd_cuda_device_t *dev, char *head, size_t size)
         return SD_ERROR;
     }
 
-    snprintf(head, size, "sd-plans 1, %s, driver %d, cudnn %zu, cublas %zu\n",
+    snprintf(head, size, "sd-plans 1, %s, driver %d, cudnn %zu, cublas "
+             "%zu\n",
              prop.name, driver, cudnnGetVersion(), cublasLtGetVersion());
 
     return SD_OK;
