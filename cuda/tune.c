@@ -100,7 +100,8 @@ sd_cuda_plans_free(sd_cuda_device_t *dev)
 
 
 /*
- * The file, named as the numerics id: a line that says what the plans are for, then one a line,
+ * The file, named as the numerics id: a line that says what the plans are for,
+ * then one a line,
  *
  *     kind  ints of the key ...  microseconds  the choice in its kind's words
  *
