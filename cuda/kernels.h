@@ -83,6 +83,28 @@ cudaError_t sd_cuda_add_bias(cudaStream_t s, float *y, const sd_half_t *bias,
     int rows, int c);
 
 
+/*
+ * geglu_sm90.cu: y = geglu(x w^T + bias), as one
+ * x: [rows, c], w: [2 * inner, c], values' rows first, bias: [2 * inner] or
+ * NULL, y: [rows, inner]
+ * tile: sizes and clusters to choose from, which give the same bits
+ */
+typedef struct {
+    sd_half_t            *y;
+    const sd_half_t      *x, *w, *bias;
+    int                   rows, inner, c;
+    int                   tile;     /* of SD_CUDA_GEGLU_TILES; -1: its choice */
+} sd_cuda_geglu_t;
+
+#define SD_CUDA_GEGLU_TILES  5
+
+/* by what all samples share, never by rows: the bits are not another's */
+int sd_cuda_geglu_sm90_takes(const sd_cuda_chip_t *chip,
+    const sd_cuda_geglu_t *d);
+cudaError_t sd_cuda_geglu_sm90(cudaStream_t s, const sd_cuda_chip_t *chip,
+    const sd_cuda_geglu_t *d);
+
+
 /* softmax.cu: rows of x: [rows, cols], row r at x + r * ld, in place */
 cudaError_t sd_cuda_softmax(cudaStream_t s, sd_half_t *x, int rows, int cols,
     size_t ld);

@@ -153,6 +153,13 @@ group_sync(int id)
 }
 
 
+static __device__ __forceinline__ void
+map_prefetch(const CUtensorMap *map)
+{
+    asm volatile("prefetch.tensormap [%0];" :: "l"(map) : "memory");
+}
+
+
 /* TMA: boxes at column, head, row, sample of a map */
 
 static __device__ __forceinline__ void

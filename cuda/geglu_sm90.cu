@@ -1,0 +1,610 @@
+/*
+ * A linear layer to values and gates, and value * gelu(gate), on Hopper.
+ *
+ * Floor: at 755 TFLOP/s, which is what a large GEMM reaches, or the bytes at
+ * 3.0 TB/s.  SD 1.5 at n = 2, and at n = 16 eight times the rows; in us, beside
+ * what cublasLt's GEMM and a kernel for the activation take:
+ *
+ *     rows x columns x depth   floor  measured  two kernels    n = 16
+ *     8192 x  2560 x  320       17.8      26.8         50.6    142  206  375
+ *     2048 x  5120 x  640       17.8      24.8         33.3    142  190  251
+ *      512 x 10240 x 1280       17.8      24.0         30.2    142  165  204
+ *      128 x 10240 x 1280        9.3      12.4         15.2     36   49   51
+ *
+ * At n = 16 the card is at its limit of power: a run that follows another is up
+ * to a tenth slower.
+ *
+ * DESIGN
+ *
+ * A persistent block makes tiles of 128 rows and NB columns.  Its first eight
+ * warps are two warpgroups of 64 rows each; the ninth asks TMA for slices of 64
+ * of the depth, as far ahead as STAGES slices of shared memory allow.  A
+ * slice of the weight is NB rows of values' and below them the NB rows of the
+ * gates' for the same columns, one operand of 2 NB columns for wgmma: a value
+ * and its gate are accumulated by the same thread.
+ *
+ * CLUSTER blocks make tiles below one another, and share the weight's slices:
+ * each asks for a part, for all.
+ *
+ * Nothing orders the warpgroups but the slices that they share.  While both
+ * are at a tile's activations the tensor cores are idle: with a depth of 320
+ * a tile of 128 columns is 5100 cycles of products, as fast as they can be, and
+ * 3100 of the rest.  To start one warpgroup some slices after the other did not
+ * help: it has to be more of them than there are stages.
+ *
+ * An element's sum is in the order of the depth, whatever the tile and the
+ * number of rows: they are free to choose.
+ */
+
+#include <string.h>
+
+#include <cuda_fp16.h>
+
+#include "kernels.h"
+#include "sm90.cuh"
+
+
+#define ROWS   128                  /* of a tile */
+#define ROW    128                  /* bytes of a slice's row: 64 elements */
+#define SIDE   (ROWS * ROW)         /* of x's part of a slice */
+
+#define THREADS  384
+
+/* columns that go out at a time, and their row's bytes in shared memory: an odd
+ * number of 16-byte units, so that 8 rows lie in different banks */
+#define CHUNK_OF(NB)  ((NB) > 80 ? (NB) / 2 : (NB))
+#define PITCH(CHUNK)  (((CHUNK) * 2 + 16) | 16)
+
+
+typedef struct {
+    sd_half_t        *y;
+    const sd_half_t  *bias;
+    int               rows, inner, slices;
+    int               down, across;     /* tiles: of CLUSTER * ROWS, of NB */
+    int               down_first;
+} geglu_t;
+
+
+#ifdef HOPPER
+
+#define WGMMA(n, list, a, b, p, ...)                                          \
+    asm volatile("{\n"                                                        \
+                 ".reg .pred  add;\n"                                         \
+                 "setp.ne.b32 add, %" #p ", 0;\n"                             \
+                 "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32.f16.f16 "    \
+                 "{" list "}, %" #a ", %" #b ", add, 1, 1, 0, 0;\n"           \
+                 "}"                                                          \
+                 : __VA_ARGS__                                                \
+                 : "l"(x), "l"(w), "r"(add))
+
+
+/* s: [64, 2 NB] = or += x: [64, 16], w: [2 NB, 16], rows of 16 both */
+
+template <int NB>
+static __device__ __forceinline__ void
+wgmma(float *s, uint64_t x, uint64_t w, int add)
+{
+    if constexpr (NB == 128) {
+        WGMMA(256, N16_0 ", " N16_16 ", " N16_32 ", " N16_48 ", "
+                   N16_64 ", " N16_80 ", " N16_96 ", " N16_112,
+              128, 129, 130, R16(s, 0), R16(s, 16), R16(s, 32), R16(s, 48),
+              R16(s, 64), R16(s, 80), R16(s, 96), R16(s, 112));
+
+    } else if constexpr (NB == 80) {
+        WGMMA(160, N16_0 ", " N16_16 ", " N16_32 ", " N16_48 ", "
+                   N16_64,
+              80, 81, 82, R16(s, 0), R16(s, 16), R16(s, 32), R16(s, 48),
+              R16(s, 64));
+
+    } else if constexpr (NB == 64) {
+        WGMMA(128, N16_0 ", " N16_16 ", " N16_32 ", " N16_48,
+              64, 65, 66, R16(s, 0), R16(s, 16), R16(s, 32), R16(s, 48));
+
+    } else {
+        WGMMA(80, N16_0 ", " N16_16 ", "
+                  "%32, %33, %34, %35, %36, %37, %38, %39",
+              40, 41, 42, R16(s, 0), R16(s, 16), R4(s, 32), R4(s, 36));
+    }
+}
+
+
+static __device__ __forceinline__ float2
+load_8(uint32_t at)
+{
+    float2  r;
+
+    asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];"
+                 : "=f"(r.x), "=f"(r.y) : "r"(at));
+
+    return r;
+}
+
+
+static __device__ __forceinline__ uint4
+load_16(uint32_t at)
+{
+    uint4  r;
+
+    asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r.x), "=r"(r.y), "=r"(r.z), "=r"(r.w) : "r"(at)
+                 : "memory");
+
+    return r;
+}
+
+
+/*
+ * value * gelu(gate).  gelu(g) = max(g, 0) - |g| Phi(-|g|), the latter as a
+ * power of two of a polynomial: gelu is 1.6e-7 off at most, and its relative
+ * error where g < 0 is below 2e-5
+ */
+
+static __device__ __forceinline__ float
+glu(float value, float gate)
+{
+    float  x, p;
+
+    x = fabsf(gate);
+
+    p = fmaf(x, -1.64744324e-06f, 5.83248293e-05f);
+    p = fmaf(x, p, -0.000909694296f);
+    p = fmaf(x, p, 0.00845112652f);
+    p = fmaf(x, p, -0.0539074838f);
+    p = fmaf(x, p, -0.458442241f);
+    p = fmaf(x, p, -1.15129793f);
+    p = fmaf(x, p, -0.999984205f);
+
+    return value * fmaf(-x, exp2_fast(p), fmaxf(gate, 0));
+}
+
+
+static __device__ __forceinline__ void
+cluster_sync(void)
+{
+    asm volatile("barrier.cluster.arrive.aligned;\n"
+                 "barrier.cluster.wait.aligned;" ::: "memory");
+}
+
+#endif
+
+
+template <int NB, int STAGES, int CLUSTER>
+static __global__ void __launch_bounds__(THREADS, 1)
+geglu_sm90(const __grid_constant__ CUtensorMap xmap,
+    const __grid_constant__ CUtensorMap wmap, const geglu_t g)
+{
+#ifdef HOPPER
+
+    const int  SLICE = SIDE + 2 * NB * ROW;
+    const int  CHUNK = CHUNK_OF(NB);
+
+    /* 16 bytes of a row each; a warp's turns to store 16 rows; eights of
+     * columns that are computed together, for the latencies' sake */
+
+    const int  UNITS = CHUNK / 8;
+    const int  TURNS = (16 * UNITS + 31) / 32;
+    const int  AT_ONCE = UNITS % 4 ? 5 : 4;
+
+    extern __shared__ __align__(1024) unsigned char  shared[];
+
+    int       i, j, k, u, lane, warp, group, rank, row, column, stage, before,
+              odd, r, c;
+    float     s[NB], *p, *q;
+    uint16_t  b[(2 * NB + 127) / 128];
+    uint4     t[TURNS];
+    float2    v[AT_ONCE], w[AT_ONCE];
+    uint32_t  h[2 * AT_ONCE], ring, out, biases, full, empty, phase, at;
+
+    ring = (shared_address(shared) + 1023) & ~1023;
+    out = ring + STAGES * SLICE;
+    biases = out + 8 * 16 * PITCH(CHUNK);
+    full = biases + 2 * 2 * 2 * NB * 4;
+    empty = full + STAGES * 8;
+
+    lane = threadIdx.x & 31;
+    warp = __shfl_sync(0xffffffff, threadIdx.x / 32, 0);
+    group = warp / 4;
+    rank = blockIdx.x % CLUSTER;
+
+    if (threadIdx.x == 0) {
+        map_prefetch(&xmap);
+        map_prefetch(&wmap);
+
+        for (i = 0; i < STAGES; i++) {
+            barrier_init(full + i * 8, 1);
+            barrier_init(empty + i * 8, 8 * CLUSTER);
+        }
+
+        barrier_init_fence();
+    }
+
+    if (CLUSTER > 1) {
+        cluster_sync();
+    } else {
+        __syncthreads();
+    }
+
+    stage = 0;
+    phase = 0;
+
+    if (group == 2) {
+
+        asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
+
+        for (u = blockIdx.x / CLUSTER;
+             threadIdx.x == 256 && u < g.down * g.across;
+             u += gridDim.x / CLUSTER)
+        {
+            row = g.down_first ? u % g.down : u / g.across;
+            column = g.down_first ? u / g.down : u % g.across;
+            row = (row * CLUSTER + rank) * ROWS;
+            column *= NB;
+
+            for (k = 0; k < g.slices; k++) {
+                at = ring + stage * SLICE;
+
+                barrier_wait(empty + stage * 8, phase ^ 1);
+                barrier_expect(full + stage * 8, SLICE);
+                box_load(at, &xmap, full + stage * 8, k * 64, row);
+
+                if (CLUSTER == 1) {
+                    box_load(at + SIDE, &wmap, full + stage * 8, k * 64,
+                             column);
+                    box_load(at + SIDE + NB * ROW, &wmap, full + stage * 8,
+                             k * 64, g.inner + column);
+
+                } else {
+                    box_load_to(3, at + SIDE + rank * NB * ROW, &wmap,
+                                full + stage * 8, k * 64,
+                                rank * g.inner + column);
+                }
+
+                if (++stage == STAGES) {
+                    stage = 0;
+                    phase ^= 1;
+                }
+            }
+        }
+
+        __syncwarp();
+
+    } else {
+
+        asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
+
+        odd = 0;
+
+        biases += group * 2 * 2 * NB * 4;
+        out += warp * 16 * PITCH(CHUNK);
+
+        for (u = blockIdx.x / CLUSTER; u < g.down * g.across;
+             u += gridDim.x / CLUSTER)
+        {
+            row = g.down_first ? u % g.down : u / g.across;
+            column = g.down_first ? u / g.down : u % g.across;
+            row = (row * CLUSTER + rank) * ROWS + warp * 16;
+            column *= NB;
+
+            #pragma unroll
+            for (i = 0; i < (2 * NB + 127) / 128; i++) {
+                j = (threadIdx.x & 127) + i * 128;
+                k = column + (j < NB ? j : j - NB);
+
+                b[i] = 0;
+
+                if (g.bias && j < 2 * NB && k < g.inner) {
+                    asm volatile("ld.global.nc.u16 %0, [%1];" : "=h"(b[i])
+                                 : "l"(g.bias + (j < NB ? k : g.inner + k)));
+                }
+            }
+
+            before = 0;
+
+            for (k = 0; k < g.slices; k++) {
+                at = ring + stage * SLICE;
+
+                barrier_wait(full + stage * 8, phase);
+                wgmma_fence();
+
+                #pragma unroll
+                for (i = 0; i < 4; i++) {
+                    wgmma<NB>(s, matrix(at + group * 64 * ROW + i * 32, 16),
+                              matrix(at + SIDE + i * 32, 16), k | i);
+                }
+
+                wgmma_commit();
+
+                if (k) {
+                    wgmma_wait<1>();
+
+                    if (lane < CLUSTER) {
+                        if (CLUSTER > 1) {
+                            barrier_arrive_at(empty + before * 8, lane);
+                        } else {
+                            barrier_arrive(empty + before * 8);
+                        }
+                    }
+                }
+
+                before = stage;
+
+                if (++stage == STAGES) {
+                    stage = 0;
+                    phase ^= 1;
+                }
+            }
+
+            wgmma_wait<0>();
+            settled(s, NB);
+
+            if (lane < CLUSTER) {
+                if (CLUSTER > 1) {
+                    barrier_arrive_at(empty + before * 8, lane);
+                } else {
+                    barrier_arrive(empty + before * 8);
+                }
+            }
+
+            /* two tiles' biases: other warps may not be through with one */
+
+            at = biases + odd * 2 * NB * 4;
+            odd ^= 1;
+
+            #pragma unroll
+            for (i = 0; i < (2 * NB + 127) / 128; i++) {
+                j = (threadIdx.x & 127) + i * 128;
+
+                /* not earlier: it would be waited for */
+
+                asm volatile("" : "+h"(b[i]) :: "memory");
+
+                if (j < 2 * NB) {
+                    store_4(at + j * 4, __float_as_uint(
+                                __half2float(__ushort_as_half(b[i]))));
+                }
+            }
+
+            group_sync(1 + group);
+
+            at += (lane & 3) * 8;
+
+            #pragma unroll
+            for (i = 0; i < NB / CHUNK; i++) {
+
+                #pragma unroll
+                for (j = 0; j < CHUNK / 8; j += AT_ONCE) {
+
+                    #pragma unroll
+                    for (k = 0; k < AT_ONCE; k++) {
+                        v[k] = load_8(at + (i * CHUNK / 8 + j + k) * 32);
+                        w[k] = load_8(at + (i * CHUNK / 8 + j + k) * 32
+                                      + NB * 4);
+                    }
+
+                    #pragma unroll
+                    for (k = 0; k < AT_ONCE; k++) {
+                        p = s + (i * CHUNK / 8 + j + k) * 4;
+                        q = p + NB / 2;
+
+                        h[2 * k] = pack(glu(p[0] + v[k].x, q[0] + w[k].x),
+                                        glu(p[1] + v[k].y, q[1] + w[k].y));
+                        h[2 * k + 1] = pack(glu(p[2] + v[k].x, q[2] + w[k].x),
+                                            glu(p[3] + v[k].y, q[3] + w[k].y));
+                    }
+
+                    #pragma unroll
+                    for (k = 0; k < AT_ONCE; k++) {
+                        store_4(out + lane / 4 * PITCH(CHUNK) + (lane & 3) * 4
+                                + (j + k) * 16, h[2 * k]);
+                        store_4(out + (lane / 4 + 8) * PITCH(CHUNK)
+                                + (lane & 3) * 4 + (j + k) * 16, h[2 * k + 1]);
+                    }
+                }
+
+                __syncwarp();
+
+                #pragma unroll
+                for (j = 0; j < TURNS; j++) {
+                    k = j * 32 + lane;
+                    t[j] = load_16(out + (k < 16 * UNITS
+                                          ? k / UNITS * PITCH(CHUNK)
+                                            + k % UNITS * 16 : 0));
+                }
+
+                #pragma unroll
+                for (j = 0; j < TURNS; j++) {
+                    k = j * 32 + lane;
+                    r = row + k / UNITS;
+                    c = column + i * CHUNK + k % UNITS * 8;
+
+                    if (k < 16 * UNITS && r < g.rows && c < g.inner) {
+                        *(uint4 *) (g.y + (size_t) r * g.inner + c) = t[j];
+                    }
+                }
+
+                __syncwarp();
+            }
+        }
+    }
+
+    /* no block leaves while another may reach for its memory */
+
+    if (CLUSTER > 1) {
+        cluster_sync();
+    }
+
+#endif
+}
+
+
+/* x: [rows, c]; boxes of 64 x height rows */
+
+static int
+map(CUtensorMap *m, encode_pt encode, const sd_half_t *x, int rows, int c,
+    int height)
+{
+    cuuint64_t  dims[2], stride;
+
+    static const cuuint32_t  steps[2] = { 1, 1 };
+
+    cuuint32_t  box[2] = { 64, (cuuint32_t) height };
+
+    dims[0] = c;
+    dims[1] = rows;
+    stride = (cuuint64_t) c * sizeof(sd_half_t);
+
+    return encode(m, CU_TENSOR_MAP_DATA_TYPE_FLOAT16, 2, (void *) x, dims,
+                  &stride, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
+                  CU_TENSOR_MAP_SWIZZLE_128B,
+                  CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                  CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE)
+           == CUDA_SUCCESS;
+}
+
+
+template <int NB, int STAGES, int CLUSTER>
+static cudaError_t
+launch(cudaStream_t s, const sd_cuda_chip_t *chip, encode_pt encode,
+    const sd_cuda_geglu_t *d)
+{
+    const int  CHUNK = CHUNK_OF(NB);
+    const int  SIZE = 1024 + STAGES * (SIDE + 2 * NB * ROW + 16)
+                      + 8 * 16 * PITCH(CHUNK) + 2 * 2 * 2 * NB * 4;
+
+    int                  blocks;
+    geglu_t              g;
+    CUtensorMap          x, w;
+    cudaError_t          rc;
+    cudaLaunchConfig_t   config;
+    cudaLaunchAttribute  attr;
+
+    if (!map(&x, encode, d->x, d->rows, d->c, ROWS)
+        || !map(&w, encode, d->w, 2 * d->inner, d->c, NB))
+    {
+        return cudaErrorInvalidValue;
+    }
+
+    rc = cudaFuncSetAttribute(geglu_sm90<NB, STAGES, CLUSTER>,
+                              cudaFuncAttributeMaxDynamicSharedMemorySize,
+                              SIZE);
+    if (rc != cudaSuccess) {
+        return rc;
+    }
+
+    g.y = d->y;
+    g.bias = d->bias;
+    g.rows = d->rows;
+    g.inner = d->inner;
+    g.slices = (d->c + 63) / 64;
+    g.down = (d->rows + ROWS * CLUSTER - 1) / (ROWS * CLUSTER);
+    g.across = (d->inner + NB - 1) / NB;
+
+    /* the smaller operand is the one to be read again */
+
+    g.down_first = d->rows < 2 * d->inner;
+
+    blocks = g.down * g.across;
+    blocks = blocks < chip->sms / CLUSTER ? blocks : chip->sms / CLUSTER;
+
+    memset(&config, 0, sizeof(config));
+
+    config.gridDim = dim3(blocks * CLUSTER);
+    config.blockDim = dim3(THREADS);
+    config.dynamicSmemBytes = SIZE;
+    config.stream = s;
+
+    attr.id = cudaLaunchAttributeClusterDimension;
+    attr.val.clusterDim.x = CLUSTER;
+    attr.val.clusterDim.y = 1;
+    attr.val.clusterDim.z = 1;
+
+    config.attrs = &attr;
+    config.numAttrs = 1;
+
+    return cudaLaunchKernelEx(&config, geglu_sm90<NB, STAGES, CLUSTER>,
+                              x, w, g);
+}
+
+
+/* what there is to choose from: bits are the same */
+
+static const struct {
+    int           nb, cluster;
+    cudaError_t (*launch)(cudaStream_t s, const sd_cuda_chip_t *chip,
+                          encode_pt encode, const sd_cuda_geglu_t *d);
+} tiles[SD_CUDA_GEGLU_TILES] = {
+    { 128, 1, launch<128, 4, 1> },
+    {  80, 1, launch<80, 5, 1> },
+    {  80, 2, launch<80, 5, 2> },
+    {  64, 1, launch<64, 6, 1> },
+    {  40, 1, launch<40, 8, 1> }
+};
+
+
+int
+sd_cuda_geglu_sm90_takes(const sd_cuda_chip_t *chip, const sd_cuda_geglu_t *d)
+{
+    return chip->arch == 90 && d->c % 8 == 0 && d->inner % 8 == 0
+           && (((uintptr_t) d->x | (uintptr_t) d->w | (uintptr_t) d->y) & 15)
+              == 0;
+}
+
+
+/*
+ * by waves of blocks, in cycles: products, activations, what comes between; to
+ * share loads pays where there are many
+ */
+
+static int
+choose(const sd_cuda_chip_t *chip, const sd_cuda_geglu_t *d)
+{
+    int     i, best, rows, products, rest;
+    size_t  cost, least;
+
+    best = 0;
+    least = 0;
+
+    for (i = 0; i < SD_CUDA_GEGLU_TILES; i++) {
+        rows = ROWS * tiles[i].cluster;
+        products = (d->c + 63) / 64 * 8 * tiles[i].nb;
+        rest = 20 * tiles[i].nb + 800;
+
+        if (tiles[i].cluster > 1) {
+            products -= products / 16;
+            rest += 600;
+        }
+
+        cost = (size_t) ((d->rows + rows - 1) / rows) * tiles[i].cluster
+               * ((d->inner + tiles[i].nb - 1) / tiles[i].nb);
+        cost = (cost + chip->sms - 1) / chip->sms * (products + rest);
+
+        if (i == 0 || cost < least) {
+            least = cost;
+            best = i;
+        }
+    }
+
+    return best;
+}
+
+
+cudaError_t
+sd_cuda_geglu_sm90(cudaStream_t s, const sd_cuda_chip_t *chip,
+    const sd_cuda_geglu_t *d)
+{
+    encode_pt    encode;
+    cudaError_t  rc;
+
+    if (d->rows <= 0) {
+        return cudaSuccess;
+    }
+
+    rc = tensor_map_encoder(&encode);
+
+    if (rc != cudaSuccess) {
+        return rc;
+    }
+
+    return tiles[d->tile < 0 ? choose(chip, d) : d->tile].launch(s, chip,
+                                                                encode, d);
+}
