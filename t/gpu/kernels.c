@@ -28,6 +28,10 @@
 #define max(a, b)  ((a) > (b) ? (a) : (b))
 
 
+/*
+ * Not a cudaStreamNonBlocking: launches must come after cudaMemset, which does
+ * not wait, and after cudaMemcpy, which may return before the bytes are there.
+ */
 static cudaStream_t    stream;
 static sd_cuda_chip_t  chip;
 static void           *scratch;
@@ -1434,7 +1438,7 @@ main(int argc, char **argv)
     struct cudaDeviceProp  p;
 
     must(cudaGetDeviceProperties(&p, 0), "cudaGetDeviceProperties");
-    must(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "stream");
+    must(cudaStreamCreate(&stream), "stream");
 
     chip.arch = p.major * 10 + p.minor;
     chip.sms = p.multiProcessorCount;
