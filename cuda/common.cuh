@@ -32,6 +32,61 @@
 #define sd_launch(kernel, grid, block, shared, stream, ...)                   \
     (kernel<<<grid, block, shared, stream>>>(__VA_ARGS__), cudaGetLastError())
 
+/*
+ * For kernels that begin with sd_grid_wait(), and only for them: such a kernel
+ * starts while what is before it in the stream still ends.  Blocks of a cluster
+ * are neighbours in x.
+ *
+ * Asks the kernel's own code, as the driver may run code of an older chip,
+ * which has no sd_grid_wait().
+ */
+
+template <class... P, class... A>
+static cudaError_t
+sd_launch_early(void (*kernel)(P...), int cluster, dim3 grid, dim3 block,
+    size_t shared, cudaStream_t s, A... args)
+{
+    cudaError_t          rc;
+    cudaFuncAttributes   attributes;
+    cudaLaunchConfig_t   config = {};
+    cudaLaunchAttribute  attr[2] = {};
+
+    rc = cudaFuncGetAttributes(&attributes, (const void *) kernel);
+
+    if (rc == cudaSuccess && shared > 49152) {
+        rc = cudaFuncSetAttribute((const void *) kernel,
+                                  cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                  (int) shared);
+    }
+
+    if (rc != cudaSuccess) {
+        return rc;
+    }
+
+    config.gridDim = grid;
+    config.blockDim = block;
+    config.dynamicSmemBytes = shared;
+    config.stream = s;
+    config.attrs = attr;
+
+    if (attributes.ptxVersion >= 90) {
+        attr[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+        attr[0].val.programmaticStreamSerializationAllowed = 1;
+        config.numAttrs = 1;
+    }
+
+    if (cluster > 1) {
+        attr[config.numAttrs].id = cudaLaunchAttributeClusterDimension;
+        attr[config.numAttrs].val.clusterDim.x = cluster;
+        attr[config.numAttrs].val.clusterDim.y = 1;
+        attr[config.numAttrs].val.clusterDim.z = 1;
+        config.numAttrs++;
+    }
+
+    return cudaLaunchKernelEx(&config, kernel, P(args)...);
+}
+
+
 /* the launch's dynamic shared memory, aligned to 16 bytes */
 
 #define SD_SHARED(type, name)                                                 \
@@ -58,6 +113,52 @@ sd_rcp(float x)
 
     asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
+}
+
+
+/* 1 / sqrt(x), likewise */
+
+SD_FN float
+sd_rsqrt(float x)
+{
+    float  y;
+
+    asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+
+/* the compiler knows no more what u is, and keeps nothing made of it */
+
+SD_FN void
+sd_forget(uint4 *u)
+{
+    asm volatile("" : "+r"(u->x), "+r"(u->y), "+r"(u->z), "+r"(u->w));
+}
+
+
+/*
+ * sd_grid_wait(): all that was before this kernel in the stream has ended, and
+ * is seen; before it, a kernel may write nothing, and read weights only, or
+ * what the kernel before it has waited for.  sd_grid_next() lets the next
+ * kernel start, as far as there is room, to wait for the end of this one.
+ */
+
+SD_FN void
+sd_grid_wait(void)
+{
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+
+SD_FN void
+sd_grid_next(void)
+{
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
 }
 
 
@@ -128,19 +229,62 @@ sd_cluster_wait(void)
 }
 
 
-/* to the place p of block rank's shared memory */
+/*
+ * Blocks send to each other: one thread of each opens a barrier for the bytes
+ * that its block is sent; a send reaches place p of block rank's shared memory,
+ * once that block has opened; all who read, receive.  A block that has received
+ * all has no more to fear from the others: it may end.
+ */
 
 SD_FN void
-sd_cluster_store(float2 *p, int rank, float2 v)
+sd_cluster_open(uint64_t *barrier, int bytes)
 {
 #if __CUDA_ARCH__ >= 900
-    uint32_t  at;
+    uint32_t  at = (uint32_t) __cvta_generic_to_shared(barrier);
+
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" :: "r"(at)
+                 : "memory");
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;"
+                 :: "r"(at), "r"(bytes) : "memory");
+#endif
+}
+
+
+SD_FN void
+sd_cluster_send(float2 *p, uint64_t *barrier, int rank, float2 v)
+{
+#if __CUDA_ARCH__ >= 900
+    uint32_t  at, to;
 
     asm volatile("mapa.shared::cluster.u32 %0, %1, %2;"
                  : "=r"(at)
                  : "r"((uint32_t) __cvta_generic_to_shared(p)), "r"(rank));
-    asm volatile("st.shared::cluster.v2.f32 [%0], {%1, %2};"
-                 :: "r"(at), "f"(v.x), "f"(v.y) : "memory");
+    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;"
+                 : "=r"(to)
+                 : "r"((uint32_t) __cvta_generic_to_shared(barrier)),
+                   "r"(rank));
+    asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes"
+                 ".v2.f32 [%0], {%1, %2}, [%3];"
+                 :: "r"(at), "f"(v.x), "f"(v.y), "r"(to) : "memory");
+#endif
+}
+
+
+SD_FN void
+sd_cluster_receive(uint64_t *barrier)
+{
+#if __CUDA_ARCH__ >= 900
+    uint32_t  done, at = (uint32_t) __cvta_generic_to_shared(barrier);
+
+    do {
+        asm volatile("{\n"
+                     ".reg .pred p;\n"
+                     "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 "
+                     "p, [%1], 0;\n"
+                     "selp.u32 %0, 1, 0, p;\n"
+                     "}" : "=r"(done) : "r"(at) : "memory");
+    } while (!done);
 #endif
 }
 
@@ -198,6 +342,20 @@ sd_load_raw(const sd_half_t *p)
 }
 
 
+/* what nobody reads after us: the first to leave the caches */
+
+template <int W>
+SD_FN uint4
+sd_load_last(const sd_half_t *p)
+{
+    if (W == 8) {
+        return __ldcs((const uint4 *) p);
+    }
+
+    return make_uint4(*p, 0, 0, 0);
+}
+
+
 template <int W>
 SD_FN void
 sd_load(float *v, const sd_half_t *p)
@@ -207,15 +365,15 @@ sd_load(float *v, const sd_half_t *p)
 
 
 template <int W>
-SD_FN void
-sd_store(sd_half_t *p, const float *v)
+SD_FN uint4
+sd_pack(const float *v)
 {
     int       i;
     __half2   h;
     uint32_t  w[4];
 
     if constexpr (W == 1) {
-        *p = sd_to_half(v[0]);
+        return make_uint4(sd_to_half(v[0]), 0, 0, 0);
 
     } else {
 
@@ -225,7 +383,20 @@ sd_store(sd_half_t *p, const float *v)
             w[i] = *(uint32_t *) &h;
         }
 
-        *(uint4 *) p = make_uint4(w[0], w[1], w[2], w[3]);
+        return make_uint4(w[0], w[1], w[2], w[3]);
+    }
+}
+
+
+template <int W>
+SD_FN void
+sd_store(sd_half_t *p, const float *v)
+{
+    if constexpr (W == 1) {
+        *p = sd_to_half(v[0]);
+
+    } else {
+        *(uint4 *) p = sd_pack<W>(v);
     }
 }
 

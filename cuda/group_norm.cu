@@ -3,36 +3,80 @@
  * addend per channel.
  *
  * Floor: memory, 2 bytes read and 2 written an element: 64x64x320, two samples:
- * 10.5 MB, 3.5 us at 3.0 TB/s.
- * Measured: see the end of bench/RESULTS.md
+ * 10.5 MB, 3.5 us at 3.0 TB/s.  Samples that do not stay on the chip are read
+ * twice: half as much again.
+ *
+ * Measured on an H100 SXM, launches of a CUDA graph, microseconds; cold: the
+ * input comes from memory, warm: it is in L2.
+ *
+ *     pixels x channels    n   cold   warm  floor     n  cold  floor
+ *        64 x 1280         2    3.6    3.2    0.2    16   5.7    1.7
+ *       256 x 1280         2    4.8    4.2    0.9    16    15    7.0
+ *       256 x 2560         2    6.2    4.9    1.7    16    27     14
+ *      1024 x  320         2    5.0    4.3    0.9    16    17    7.0
+ *      1024 x  640         2    7.0    5.9    1.7    16    28     14
+ *      1024 x 1280         2    9.3    7.7    3.5    16    51     28
+ *      1024 x 1920         2     13     11    5.2    16    72     42
+ *      4096 x  320         2     11    9.8    3.5    16    53     28
+ *      4096 x  640         2     15     13    7.0    16    95     56
+ *      4096 x  960         2     21     15     10    16   144     84
+ *      4096 x  512         1     10    9.7    2.8
+ *     16384 x  512         1     21     16     11     2    42     22
+ *     65536 x  256         1     38     38     22     2    80     45
+ *    262144 x  128         1     77     77     45     2   159     89
+ *    262144 x  256         1    153    154     89     2   316    179
+ *
+ * A launch alone is 0.6 us of it, and a barrier of a cluster 0.7.
  *
  * DESIGN
  *
  * Two ways, chosen by the shape of a sample and the chip, never by n, so that a
- * sample's bits are its own.
+ * sample's bits are its own.  Both walk the sample once for its statistics: the
+ * sums of x - K and of its square, where K of a group is its first channel in
+ * the sample's first pixel.  K is one of the values, so that what cancels when
+ * the variance is made of them is small, however far from zero the mean is; and
+ * sums about the same K simply add up.
  *
- * slab: where a sample fits into the shared memory of the chip.  A slab is some
- * whole groups, of as many channels as make rows of a multiple of 16 bytes
- * (groups themselves need not: 10 channels are 20 bytes).  A cluster of K
- * blocks holds a slab of a sample, a K-th of the pixels each; it reads x once,
- * finds mean and sum of squared differences of its part in two passes over
- * shared memory, sends both to the other blocks, which combine all K in the
- * same order (Chan et al. 1979), and writes.  One exchange, nothing atomic.
- * Before sm_90 K is 1.
+ * slab: where a sample is small.  A slab is some whole groups, of as many
+ * channels as make rows of a multiple of 16 bytes (groups themselves need not:
+ * 10 channels are 20 bytes).  A cluster of blocks holds a slab of a sample,
+ * each a part of the pixels: it reads them into registers, sends its sums to
+ * the other blocks, which add up all in the same order, and writes.  One
+ * exchange, nothing atomic.  Before sm_90 a cluster is one block.
  *
- * split: for what is larger.  One kernel makes mean and sum of squares of each
- * chunk of pixels and group, by sums of differences from the chunk's first
- * pixel; another combines them in order, once more in every block, and
- * normalises.  The first reads chunks forwards, the second backwards, so that
- * what it reads first is still in L2.
+ * Slabs must not be narrow: rows of 64 or 80 bytes take about twice as long to
+ * write as those of 160, as if blocks that write parts of the same 128 bytes
+ * waited for each other.  And of 132 multiprocessors clusters of 8 get 120.
+ * So larger samples, though they would fit into the chip's registers, are
+ * better off with two kernels that take whole pixels.
+ *
+ * split: for those.  One kernel makes the sums of each chunk of pixels and
+ * group, for the largest adds those of a cluster's chunks; another adds up all,
+ * once more in every block, and normalises.  The first reads chunks forwards,
+ * the second blocks of pixels backwards, and the first tells L2 what to keep
+ * for the second.  The second starts early, as blocks of the first end, and has
+ * read its first pixels when the sums are there.
+ *
+ * A thread has 8 neighbouring channels.  They must be of two groups at most, or
+ * it takes one: no model has groups that small.
  */
 
 #include "common.cuh"
 
 
-#define SD_GN_THREADS  512
-#define SD_GN_CHUNKS   128          /* at most; partial sums of a group */
-#define SD_GN_CLUSTER  8            /* blocks; more is not portable */
+#define SD_GN_SMALL    (1024 * 1280)    /* elements of a sample: slab */
+#define SD_GN_VECTORS  8            /* slab: of a thread, in registers */
+#define SD_GN_CLUSTER  8            /* slab: blocks; more is not portable */
+
+#define SD_GN_STATS    512          /* threads */
+#define SD_GN_APPLY    512
+#define SD_GN_SUMS     128          /* of a group, at most; half as many ... */
+#define SD_GN_MANY     400000       /* ... with fewer vectors than these */
+#define SD_GN_LARGE    16384        /* pixels: sums are added by clusters ... */
+#define SD_GN_FEW      4            /* ... of so many blocks */
+#define SD_GN_WAVE     16384        /* vectors of a block: rather two blocks; a
+                                       quarter of it after clusters */
+#define SD_GN_L2       ((size_t) 24 << 20)      /* bytes that stay there */
 
 
 typedef struct {
@@ -42,39 +86,46 @@ typedef struct {
     const float *const   *addend;
     int                   addend_at;
     int                   hw, c, c2, groups, cpg;
+    uint32_t              inverse;  /* of cpg */
     float                 eps;
+    float                 share;    /* of an element in its group's mean */
     int                   silu;
+
+    int                   pixels;   /* of a block; split: of a chunk */
 
     /* slab */
     int                   slab;     /* groups of one */
     int                   vecs;     /* 16 bytes each, of a pixel */
     int                   rows;     /* pixels that the threads take at once */
-    int                   pixels;   /* of a block; split: of a chunk */
+    int                   blocks;   /* of a cluster */
+    int                   vectors;  /* of a thread */
 
     /* split */
     int                   chunks;
-    int                   parts;    /* blocks that share a chunk's output */
-    float2               *partial;  /* [n, groups, chunks] mean, squares */
+    int                   sums;     /* of a group */
+    int                   kept;     /* first sample to keep in L2 ... */
+    int                   keep;     /* ... from this pixel of a chunk on */
+    int                   span;     /* pixels that a block normalises */
+    float2               *partial;  /* [n, sums, groups] */
+    float                *shift;    /* [n, groups] K */
 } sd_gn_t;
 
 
-/* addends of W channels from ch on, or zeros */
+/* of a slab's block, so that its vectors stay in registers */
 
-template <int W>
-SD_FN void
-sd_gn_addend(float *v, const sd_gn_t *g, int n, int ch)
+static constexpr int
+sd_gn_threads(int vectors)
 {
-    int           i;
-    const float  *p;
+    return vectors == 4 ? 512 : 640;
+}
 
-    p = g->addend == NULL ? NULL : g->addend[n];
 
-    /* rows of a table may start anywhere: one by one */
+/* a / cpg, for a product of both less than 2^31 */
 
-#pragma unroll
-    for (i = 0; i < W; i++) {
-        v[i] = p == NULL ? 0 : p[g->addend_at + ch + i];
-    }
+SD_FN int
+sd_gn_group(const sd_gn_t *g, int a)
+{
+    return (int) ((uint64_t) (uint32_t) a * g->inverse >> 31);
 }
 
 
@@ -93,546 +144,710 @@ sd_gn_source(const sd_gn_t *g, int n, int pixel, int ch, int *ld)
 }
 
 
-/*
- * A thread has sums of 8 neighbouring channels.  NARROW (a group has fewer
- * than 8): it puts down all; otherwise the 8 are of two groups at most, and it
- * puts down two sums.
- * sums: [rows, vecs, NARROW ? 8 : 2]; first: channels of the first group
- */
+/* addends: a sample's, or NULL; rows of a table may start anywhere */
 
-template <bool NARROW>
-SD_FN void
-sd_gn_put(float *sums, int i, const float *v, int first)
-{
-    int    j;
-    float  a, b;
-
-    if (NARROW) {
-
-#pragma unroll
-        for (j = 0; j < 8; j++) {
-            sums[i * 8 + j] = v[j];
-        }
-
-        return;
-    }
-
-    a = 0;
-    b = 0;
-
-#pragma unroll
-    for (j = 0; j < 8; j++) {
-        a += j < first ? v[j] : 0;
-        b += j < first ? 0 : v[j];
-    }
-
-    ((float2 *) sums)[i] = make_float2(a, b);
-}
-
-
-/* of a slab's groups, the one that channel j of vector col is of */
-
-template <bool NARROW>
-SD_FN int
-sd_gn_group(const sd_gn_t *g, int col, int j)
-{
-    int  first;
-
-    if (NARROW) {
-        return (col * 8 + j) / g->cpg;
-    }
-
-    first = col * 8 / g->cpg;
-
-    return first + (col * 8 + j >= (first + 1) * g->cpg);
-}
-
-
-/* the sum of a slab's group over all threads, by one warp; all lanes get it */
-
-template <bool NARROW>
 SD_FN float
-sd_gn_get(const float *sums, const sd_gn_t *g, int group)
+sd_gn_addend(const sd_gn_t *g, const float *addend, int ch)
 {
-    int    i, v, row, lo, n;
-    float  s = 0;
-
-    if (NARROW) {
-        lo = group * g->cpg;
-        n = g->cpg;
-
-    } else {
-        lo = group * g->cpg / 8;
-        n = ((group + 1) * g->cpg - 1) / 8 + 1 - lo;
-    }
-
-    for (i = threadIdx.x & 31; i < g->rows * n; i += 32) {
-        row = i / n;
-        v = lo + i - row * n;
-
-        if (NARROW) {
-            s += sums[row * g->vecs * 8 + v];
-
-        } else {
-            s += sums[(row * g->vecs + v) * 2 + (v * 8 / g->cpg != group)];
-        }
-    }
-
-    return sd_warp_sum<32>(s);
+    return addend == NULL ? 0 : addend[g->addend_at + ch];
 }
 
 
-/* grid: blocks of a cluster, slabs, samples */
+/* K of a group */
 
-template <bool CLUSTER, bool NARROW>
-__global__ void
-__launch_bounds__(SD_GN_THREADS, 2)
-sd_gn_slab(const sd_gn_t g)
+SD_FN float
+sd_gn_shift(const sd_gn_t *g, const float *addend, int n, int group)
 {
-    int               i, j, k, n, ch, ld, row, col, warp, warps, pixels, first;
-    int               count, active, blocks, lanes;
-    float             v[8], sum[8], add[8], gamma[8], beta[8], mean, s, d, q;
-    sd_half_t        *y;
+    int               ld, ch;
     const sd_half_t  *x;
 
-    SD_SHARED(uint4, tile);                         /* [pixels, vecs] */
-    float   *sums = (float *) (tile + g.pixels * g.vecs);
-    float2  *part = (float2 *) (sums + g.rows * g.vecs * (NARROW ? 8 : 2));
+    ch = group * g->cpg;
+    x = sd_gn_source(g, n, 0, ch, &ld);
+
+    return sd_to_float(*x) + sd_gn_addend(g, addend, ch);
+}
+
+
+/*
+ * Adds up rows, in a tree of eights; returns how many are left, one if there
+ * are threads for it.  Each thread of the block has put down its own sums: of
+ * the first group that its channels are of, and of the second.
+ * sums: [rows, columns] floats of 4, to: room for an eighth of it, a row at
+ * least; the result is in *sums.  No load waits for another.
+ */
+
+SD_FN int
+sd_gn_reduce(float4 **sums, float4 *to)
+{
+    int    i, k, row, rows, left, slice, width;
+    float  v[8], *from, *at;
+
+    rows = blockDim.y;
+    width = blockDim.x * 4;
+
+    /* threads are the columns' single sums, of every so many rows */
+
+    slice = threadIdx.y / 4;
+    i = threadIdx.y % 4 * blockDim.x + threadIdx.x;
+
+    __syncthreads();
+
+    while (rows > 1 && blockDim.y >= 4) {
+        left = sd_cuda_div(rows, 8);
+        from = (float *) *sums;
+
+        if (slice < left) {
+
+#pragma unroll
+            for (k = 0; k < 8; k++) {
+                row = slice + k * left;
+                v[k] = from[(row < rows ? row : slice) * width + i];
+                v[k] = row < rows ? v[k] : 0;
+            }
+
+            at = (float *) to + slice * width + i;
+            *at = ((v[0] + v[1]) + (v[2] + v[3]))
+                  + ((v[4] + v[5]) + (v[6] + v[7]));
+        }
+
+        __syncthreads();
+
+        *sums = to;
+        to = (float4 *) from;
+        rows = left;
+    }
+
+    return rows;
+}
+
+
+/*
+ * The sums of a group, after sd_gn_reduce(); of a thread's W channels, columns
+ * from base on
+ */
+
+template <int W>
+SD_FN float2
+sd_gn_sum(const sd_gn_t *g, const float4 *sums, int rows, int cols, int base,
+    int group)
+{
+    int            row, col, lo, hi, second;
+    float2         v, sum;
+    const float2  *p;
+
+    lo = sd_cuda_max(group * g->cpg / W - base, 0);
+    hi = sd_cuda_min(((group + 1) * g->cpg - 1) / W - base + 1, cols);
+    sum = make_float2(0, 0);
+
+#pragma unroll 4
+    for (col = lo; col < hi; col++) {
+        second = (base + col) * W < group * g->cpg;
+        p = (const float2 *) (sums + col) + second;
+
+#pragma unroll 1
+        for (row = 0; row < rows; row++) {
+            v = p[row * cols * 2];
+            sum.x += v.x;
+            sum.y += v.y;
+        }
+    }
+
+    return sum;
+}
+
+
+/* sums to mean (from K) and 1 / deviation */
+
+SD_FN float2
+sd_gn_moments(const sd_gn_t *g, float2 sum)
+{
+    float  mean;
+
+    mean = sum.x * g->share;
+
+    return make_float2(mean, sd_rsqrt(fmaxf(sum.y * g->share - mean * mean, 0)
+                                      + g->eps));
+}
+
+
+template <int W>
+SD_FN void
+sd_gn_affine(const sd_gn_t *g, float *v, const float *a, const float *b)
+{
+    int  j;
+
+#pragma unroll
+    for (j = 0; j < W; j++) {
+        v[j] = v[j] * a[j] + b[j];
+    }
+
+    if (g->silu) {
+        sd_silu<W>(v);
+    }
+}
+
+
+template <int W>
+SD_FN void
+sd_gn_write(const sd_gn_t *g, sd_half_t *y, uint4 u, const float *a,
+    const float *b)
+{
+    float  v[W];
+
+    sd_unpack<W>(v, u);
+    sd_gn_affine<W>(g, v, a, b);
+    sd_store<W>(y, v);
+}
+
+
+/* block: vecs, rows; grid: blocks of a cluster, slabs, samples */
+
+template <int N, bool CLUSTER>
+__global__ void
+__launch_bounds__(sd_gn_threads(N), N > 4 ? 1 : 2)
+sd_gn_slab(const sd_gn_t g)
+{
+    constexpr int     H = N > 4 ? 4 : 8;
+    int               i, j, k, h, n, ch, ld, rows, row, col, self, pixels;
+    int               channels, group, threads, blocks, first, left;
+    uint4             u[N], w;
+    float             v[8], a[H], b[H], s, q, d;
+    float2            sum, other;
+    sd_half_t        *y;
+    const float      *addend;
+    const sd_half_t  *x;
+
+    SD_SHARED(float, offset);                       /* [channels] */
+    channels = g.vecs * 8;
+    threads = g.vecs * g.rows;
+    blocks = CLUSTER ? gridDim.x : 1;
+    float     *gamma = offset + channels;           /* [channels] */
+    float     *beta = gamma + channels;             /* [channels] */
+    float4    *sums = (float4 *) (beta + channels); /* [rows, vecs] */
+    float4    *room = sums + threads;               /* [rows / 8, vecs] */
+    float2    *part = (float2 *) (room + sd_cuda_div(g.rows, 8) * g.vecs);
                                                     /* [blocks, slab] */
-    float2  *stat = part + gridDim.x * g.slab;      /* [slab] */
+    uint64_t  *barrier = (uint64_t *) (part + blocks * g.slab);
 
     n = blockIdx.z;
-    blocks = CLUSTER ? gridDim.x : 1;
+    col = threadIdx.x;
+    row = threadIdx.y;
+    rows = g.rows;
+    self = row * g.vecs + col;
 
     if (CLUSTER) {
-        /* whoever sends to another block must know that it has started */
+        if (self == 0) {
+            sd_cluster_open(barrier, blocks * g.slab * sizeof(float2));
+        }
+
         sd_cluster_arrive();
     }
 
     first = blockIdx.x * g.pixels;
-    pixels = sd_cuda_max(sd_cuda_min(g.pixels, g.hw - first), 0);
-
-    row = threadIdx.x / g.vecs;
-    col = threadIdx.x - row * g.vecs;
-    warp = threadIdx.x / 32;
-    warps = blockDim.x / 32;
-
-    active = row < g.rows;
+    pixels = sd_cuda_min(g.pixels, g.hw - first);
     ch = (blockIdx.y * g.vecs + col) * 8;
 
-    x = sd_gn_source(&g, n, first, ch, &ld);
-    count = 0;
+    sd_grid_wait();
 
-    if (active) {
-        for (i = row; i < pixels; i += g.rows) {
-            sd_copy_async(tile + i * g.vecs + col, x + (size_t) i * ld);
-            count++;
+    addend = g.addend == NULL ? NULL : g.addend[n];
+    x = sd_gn_source(&g, n, first, ch, &ld);
+
+    x += (size_t) row * ld;
+    ld *= rows;
+
+#pragma unroll
+    for (i = 0; i < N; i++) {
+        u[i] = make_uint4(0, 0, 0, 0);
+
+        if (i * rows + row < pixels) {
+            u[i] = sd_load_raw<8>(x);
         }
+
+        x += ld;
     }
 
-    sd_copy_commit();
+#pragma unroll 1
+    for (i = self; i < channels; i += threads) {
+        k = blockIdx.y * channels + i;
+        group = blockIdx.y * g.slab + sd_gn_group(&g, i);
 
-    sd_gn_addend<8>(add, &g, n, ch);
+        gamma[i] = g.gamma[k];
+        beta[i] = g.beta[k];
+        offset[i] = sd_gn_addend(&g, addend, k)
+                    - sd_gn_shift(&g, addend, n, group);
+    }
+
+    __syncthreads();
 
     /* channels of the vector's first group */
 
-    lanes = (col * 8 / g.cpg + 1) * g.cpg - col * 8;
+    group = sd_gn_group(&g, col * 8);
+    k = (group + 1) * g.cpg - col * 8;
 
-    /* what is read is what this thread has copied: no barrier */
-
-    sd_copy_wait<0>();
-
-    if (active) {
+    sum = make_float2(0, 0);
+    other = make_float2(0, 0);
 
 #pragma unroll
-        for (j = 0; j < 8; j++) {
-            sum[j] = 0;
-        }
-
-#pragma unroll 2
-        for (i = row; i < pixels; i += g.rows) {
-            sd_unpack<8>(v, tile[i * g.vecs + col]);
+    for (h = 0; h < 8; h += 4) {
+        sd_load_f32<4>(b, offset + col * 8 + h);
 
 #pragma unroll
-            for (j = 0; j < 8; j++) {
-                sum[j] += v[j];
+        for (j = 0; j < 4; j++) {
+            s = 0;
+            q = 0;
+
+#pragma unroll
+            for (i = 0; i < N; i++) {
+                if (i * rows + row < pixels) {
+                    sd_unpack<8>(v, u[i]);
+                    d = v[h + j] + b[j];
+                    s += d;
+                    q += d * d;
+                }
+
+                /* or it might unpack all at once */
+
+                if (N > 2) {
+                    sd_forget(&u[i]);
+                }
             }
-        }
 
-#pragma unroll
-        for (j = 0; j < 8; j++) {
-            sum[j] += add[j] * count;
-        }
+            if (h + j < k) {
+                sum.x += s;
+                sum.y += q;
 
-        sd_gn_put<NARROW>(sums, row * g.vecs + col, sum, lanes);
-    }
-
-    __syncthreads();
-
-    for (i = warp; i < g.slab; i += warps) {
-        s = sd_gn_get<NARROW>(sums, &g, i);
-
-        if ((threadIdx.x & 31) == 0) {
-            stat[i].x = pixels == 0 ? 0 : s / ((float) pixels * g.cpg);
-        }
-    }
-
-    __syncthreads();
-
-    if (active) {
-
-#pragma unroll
-        for (j = 0; j < 8; j++) {
-            beta[j] = add[j] - stat[sd_gn_group<NARROW>(&g, col, j)].x;
-            sum[j] = 0;
-        }
-
-#pragma unroll 2
-        for (i = row; i < pixels; i += g.rows) {
-            sd_unpack<8>(v, tile[i * g.vecs + col]);
-
-#pragma unroll
-            for (j = 0; j < 8; j++) {
-                d = v[j] + beta[j];
-                sum[j] += d * d;
-            }
-        }
-
-        sd_gn_put<NARROW>(sums, row * g.vecs + col, sum, lanes);
-    }
-
-    __syncthreads();
-
-    if (CLUSTER) {
-        sd_cluster_wait();
-    }
-
-    sd_load_f32<8>(gamma, g.gamma + ch);
-    sd_load_f32<8>(beta, g.beta + ch);
-
-    for (i = warp; i < g.slab; i += warps) {
-        s = sd_gn_get<NARROW>(sums, &g, i);
-        k = threadIdx.x & 31;
-
-        if (k < blocks) {
-            if (CLUSTER) {
-                sd_cluster_store(part + blockIdx.x * g.slab + i, k,
-                                 make_float2(stat[i].x, s));
             } else {
-                part[i] = make_float2(stat[i].x, s);
+                other.x += s;
+                other.y += q;
+            }
+        }
+    }
+
+    sums[self] = make_float4(sum.x, sum.y, other.x, other.y);
+
+    left = sd_gn_reduce(&sums, room);
+
+    if (CLUSTER) {
+        sd_cluster_wait();
+    }
+
+    /* a warp a group; all its lanes have the sums, to send one each */
+
+#pragma unroll 1
+    for (i = self / 32; i < g.slab; i += threads / 32) {
+        sum = sd_gn_sum<8>(&g, sums, left, g.vecs, 0, i);
+        j = self & 31;
+
+        if (j < blocks) {
+            if (CLUSTER) {
+                sd_cluster_send(part + blockIdx.x * g.slab + i, barrier, j,
+                                sum);
+            } else {
+                part[i] = sum;
             }
         }
     }
 
     if (CLUSTER) {
-        sd_cluster_arrive();
-        sd_cluster_wait();
+        sd_cluster_receive(barrier);
 
     } else {
         __syncthreads();
     }
 
-    for (i = threadIdx.x; i < g.slab; i += blockDim.x) {
-        s = 0;
+    sd_grid_next();
 
-        for (k = 0; k < blocks; k++) {
-            count = sd_cuda_max(sd_cuda_min(g.pixels, g.hw - k * g.pixels), 0);
-            s += part[k * g.slab + i].x * count;
-        }
-
-        mean = s / g.hw;
-        q = 0;
-
-        for (k = 0; k < blocks; k++) {
-            count = sd_cuda_max(sd_cuda_min(g.pixels, g.hw - k * g.pixels), 0);
-            d = part[k * g.slab + i].x - mean;
-            q += part[k * g.slab + i].y + d * d * ((float) count * g.cpg);
-        }
-
-        stat[i] = make_float2(mean, 1 / sqrtf(q / ((float) g.hw * g.cpg)
-                                              + g.eps));
-    }
-
-    __syncthreads();
-
-    if (!active) {
-        return;
-    }
-
-#pragma unroll
-    for (j = 0; j < 8; j++) {
-        i = sd_gn_group<NARROW>(&g, col, j);
-        gamma[j] *= stat[i].y;
-        beta[j] += (add[j] - stat[i].x) * gamma[j];
-    }
-
-    ld = g.c + g.c2;
-    y = g.y + ((size_t) n * g.hw + first) * ld + ch;
+    sum = make_float2(0, 0);
+    other = make_float2(0, 0);
+    j = sd_cuda_min(group + 1, g.slab - 1);
 
 #pragma unroll 2
-    for (i = row; i < pixels; i += g.rows) {
-        sd_unpack<8>(v, tile[i * g.vecs + col]);
+    for (i = 0; i < blocks; i++) {
+        sum.x += part[i * g.slab + group].x;
+        sum.y += part[i * g.slab + group].y;
+        other.x += part[i * g.slab + j].x;
+        other.y += part[i * g.slab + j].y;
+    }
+
+    sum = sd_gn_moments(&g, sum);
+    other = sd_gn_moments(&g, other);
+
+    ld = g.c + g.c2;
+    y = g.y + ((size_t) n * g.hw + first + row) * ld + ch;
+    ld *= rows;
+
+    /* by halves, to have registers enough for their factors */
 
 #pragma unroll
-        for (j = 0; j < 8; j++) {
-            v[j] = v[j] * gamma[j] + beta[j];
+    for (h = 0; h < 8; h += H) {
+        sd_load_f32<H>(a, gamma + col * 8 + h);
+        sd_load_f32<H>(b, beta + col * 8 + h);
+
+#pragma unroll
+        for (j = 0; j < H; j++) {
+            a[j] *= h + j < k ? sum.y : other.y;
+            b[j] += (offset[col * 8 + h + j] - (h + j < k ? sum.x : other.x))
+                    * a[j];
         }
 
-        if (g.silu) {
-            sd_silu<8>(v);
-        }
+#pragma unroll
+        for (i = 0; i < N; i++) {
+            sd_unpack<8>(v, u[i]);
+            sd_gn_affine<H>(&g, v + h, a, b);
+            w = sd_pack<8>(v);
 
-        sd_store<8>(y + (size_t) i * ld, v);
+            if (h == 0) {
+                u[i].x = w.x;
+                u[i].y = w.y;
+            }
+
+            if (h + H == 8) {
+                w.x = u[i].x;
+                w.y = u[i].y;
+
+                if (i * rows + row < pixels) {
+                    *(uint4 *) y = w;
+                }
+
+                y += ld;
+
+            } else {
+                sd_forget(&u[i]);
+            }
+        }
     }
 }
 
 
-/*
- * grid: chunks, samples; shared: [2, channels] and [threads, W]
- */
+/* four pixels, of every so many from i on; those before keep leave L2 first */
 
 template <int W>
-__global__ void
-__launch_bounds__(SD_GN_THREADS)
-sd_gn_stats(const sd_gn_t g)
+SD_FN void
+sd_gn_load(uint4 *u, const sd_half_t *x, int i, int step, int ld, int pixels,
+    int keep)
 {
-    int               i, j, n, ch, ld, cols, tile, rows, row, col, first;
-    int               pixels, channels, lane;
-    float             v[W], x0[W], s[W], q[W], a, d, mean;
-    const sd_half_t  *x;
+    int  j;
 
-    SD_SHARED(float, means);
-    channels = g.c + g.c2;
-    float  *squares = means + channels;
-    float  *sums = squares + channels;
+    x += (size_t) i * ld;
 
-    n = blockIdx.y;
-    first = blockIdx.x * g.pixels;
-    pixels = sd_cuda_min(g.pixels, g.hw - first);
-
-    cols = channels / W;
-    tile = sd_cuda_min(cols, SD_GN_THREADS);
-    rows = SD_GN_THREADS / tile;
-    row = threadIdx.x / tile;
-
-    for (col = threadIdx.x - row * tile; col - (int) threadIdx.x % tile < cols;
-         col += tile)
-    {
-        ch = col * W;
+    if (i < keep) {
 
 #pragma unroll
-        for (j = 0; j < W; j++) {
-            s[j] = 0;
-            q[j] = 0;
-        }
-
-        if (row < rows && col < cols) {
-            x = sd_gn_source(&g, n, first, ch, &ld);
-            sd_load<W>(x0, x);
-
-#pragma unroll 4
-            for (i = row; i < pixels; i += rows) {
-                sd_load<W>(v, x + (size_t) i * ld);
-
-#pragma unroll
-                for (j = 0; j < W; j++) {
-                    d = v[j] - x0[j];
-                    s[j] += d;
-                    q[j] += d * d;
-                }
+        for (j = 0; j < 4; j++) {
+            if (i + j * step < pixels) {
+                u[j] = sd_load_last<W>(x + (size_t) j * step * ld);
             }
         }
 
-        /* rows put together, first sums, then squares */
+    } else {
 
-        for (i = 0; i < 2; i++) {
+#pragma unroll
+        for (j = 0; j < 4; j++) {
+            if (i + j * step < pixels) {
+                u[j] = sd_load_raw<W>(x + (size_t) j * step * ld);
+            }
+        }
+    }
+}
+
+
+/* block: columns, rows; grid: chunks, samples; a cluster is chunks */
+
+template <int W, bool CLUSTER>
+__global__ void
+__launch_bounds__(SD_GN_STATS, 2)
+sd_gn_stats(const sd_gn_t g)
+{
+    int               i, j, k, n, ch, ld, cols, rows, row, col, base, first;
+    int               self, threads, pixels, group, blocks, left, rank;
+    int               keep;
+    float             v[W], off[W], s[W], q[W];
+    uint4             u[4];
+    float2            sum;
+    float4            both, *from;
+    const float      *addend;
+    const sd_half_t  *x;
+
+    SD_SHARED(float4, sums);                            /* [rows, columns] */
+    threads = blockDim.x * blockDim.y;
+    rows = blockDim.y;
+    blocks = CLUSTER ? g.blocks : 1;
+    float4    *room = sums + threads;           /* [rows / 8, columns] */
+    float2    *total = (float2 *) (room + sd_cuda_div(rows, 8) * blockDim.x);
+                                                        /* [groups] */
+    float2    *part = total + g.groups;                 /* [blocks, groups] */
+    uint64_t  *barrier = (uint64_t *) (part + blocks * g.groups);
+
+    n = blockIdx.y;
+    row = threadIdx.y;
+    self = row * blockDim.x + threadIdx.x;
+    first = blockIdx.x * g.pixels;
+    pixels = sd_cuda_min(g.pixels, g.hw - first);
+    cols = (g.c + g.c2) / W;
+    rank = CLUSTER ? blockIdx.x % blocks : 0;
+    keep = n < g.kept ? pixels : g.keep;
+
+    if (CLUSTER) {
+        if (self == 0) {
+            sd_cluster_open(barrier, blocks * g.groups * sizeof(float2));
+        }
+
+        sd_cluster_arrive();
+    }
+
+    sd_grid_wait();
+    sd_grid_next();
+
+    addend = g.addend == NULL ? NULL : g.addend[n];
+
+    for (base = 0; base < cols; base += blockDim.x) {
+        col = base + threadIdx.x;
+        both = make_float4(0, 0, 0, 0);
+
+        if (col < cols && row < pixels) {
+            ch = col * W;
+            group = sd_gn_group(&g, ch);
+            k = (group + 1) * g.cpg - ch;
+
+            x = sd_gn_source(&g, n, first, ch, &ld);
+            sd_gn_load<W>(u, x, row, rows, ld, pixels, keep);
+
+            sum.x = sd_gn_shift(&g, addend, n, group);
+            sum.y = sd_gn_shift(&g, addend, n,
+                                sd_cuda_min(group + 1, g.groups - 1));
 
 #pragma unroll
             for (j = 0; j < W; j++) {
-                sums[threadIdx.x * W + j] = i == 0 ? s[j] : q[j];
+                off[j] = sd_gn_addend(&g, addend, ch + j)
+                         - (j < k ? sum.x : sum.y);
+                s[j] = 0;
+                q[j] = 0;
             }
 
-            __syncthreads();
+            for (i = row; i < pixels; i += 4 * rows) {
+                if (i != row) {
+                    sd_gn_load<W>(u, x, i, rows, ld, pixels, keep);
+                }
 
-            for (lane = threadIdx.x; lane < tile * W; lane += SD_GN_THREADS) {
-                ch = (col - (int) threadIdx.x % tile) * W + lane;
+#pragma unroll
+                for (left = 0; left < 4; left++) {
+                    if (i + left * rows < pixels) {
+                        sd_unpack<W>(v, u[left]);
 
-                if (ch < channels) {
-                    a = 0;
-
-                    for (j = 0; j < rows; j++) {
-                        a += sums[j * tile * W + lane];
+#pragma unroll
+                        for (j = 0; j < W; j++) {
+                            v[j] += off[j];
+                            s[j] += v[j];
+                            q[j] += v[j] * v[j];
+                        }
                     }
-
-                    (i == 0 ? means : squares)[ch] = a;
                 }
             }
 
-            __syncthreads();
+#pragma unroll
+            for (j = 0; j < W; j++) {
+                if (j < k) {
+                    both.x += s[j];
+                    both.y += q[j];
+
+                } else {
+                    both.z += s[j];
+                    both.w += q[j];
+                }
+            }
         }
+
+        sums[self] = both;
+        from = sums;
+        left = sd_gn_reduce(&from, room);
+
+        for (i = self; i < g.groups; i += threads) {
+            sum = make_float2(0, 0);
+
+            if ((i + 1) * g.cpg > base * W
+                && i * g.cpg < (base + (int) blockDim.x) * W)
+            {
+                sum = sd_gn_sum<W>(&g, from, left, blockDim.x, base, i);
+            }
+
+            if (base != 0) {
+                sum.x += total[i].x;
+                sum.y += total[i].y;
+            }
+
+            total[i] = sum;
+        }
+
+        __syncthreads();
     }
 
-    /* sums to mean and squares about it, of each channel */
-
-    for (ch = threadIdx.x; ch < channels; ch += SD_GN_THREADS) {
-        x = sd_gn_source(&g, n, first, ch, &ld);
-        sd_gn_addend<1>(&a, &g, n, ch);
-
-        d = means[ch] / pixels;
-        squares[ch] = fmaxf(squares[ch] - means[ch] * d, 0);
-        means[ch] = sd_to_float(*x) + a + d;
+    for (i = self; i < g.groups && blockIdx.x == 0; i += threads) {
+        g.shift[(size_t) n * g.groups + i] = sd_gn_shift(&g, addend, n, i);
     }
 
-    __syncthreads();
+    if (CLUSTER) {
+        sd_cluster_wait();
 
-    lane = threadIdx.x & 31;
-
-    for (i = threadIdx.x / 32; i < g.groups; i += SD_GN_THREADS / 32) {
-        mean = 0;
-
-        for (ch = lane; ch < g.cpg; ch += 32) {
-            mean += means[i * g.cpg + ch];
+        for (i = self; i < g.groups; i += threads) {
+            sd_cluster_send(part + rank * g.groups + i, barrier, 0, total[i]);
         }
 
-        mean = sd_warp_sum<32>(mean) / g.cpg;
-        a = 0;
-
-        for (ch = lane; ch < g.cpg; ch += 32) {
-            d = means[i * g.cpg + ch] - mean;
-            a += squares[i * g.cpg + ch] + d * d * pixels;
+        if (rank != 0) {
+            return;
         }
 
-        a = sd_warp_sum<32>(a);
+        sd_cluster_receive(barrier);
+    }
 
-        if (lane == 0) {
-            g.partial[((size_t) n * g.groups + i) * g.chunks + blockIdx.x] =
-                make_float2(mean, a);
+    for (i = self; i < g.groups; i += threads) {
+        sum = total[i];
+
+        if (CLUSTER) {
+#pragma unroll 4
+            for (k = 1; k < blocks; k++) {
+                sum.x += part[k * g.groups + i].x;
+                sum.y += part[k * g.groups + i].y;
+            }
         }
+
+        g.partial[((size_t) n * g.sums + blockIdx.x / blocks) * g.groups + i] =
+            sum;
     }
 }
 
 
-/* grid: chunks * parts, samples; shared: [2, channels] and [2, groups] */
+/* block: columns, rows; grid: spans, samples */
 
 template <int W>
 __global__ void
-__launch_bounds__(256, 4)
+__launch_bounds__(SD_GN_APPLY, 2)
 sd_gn_apply(const sd_gn_t g)
 {
-    int               i, j, k, n, ch, ld, cols, tile, rows, row, col, first;
-    int               pixels, channels, lane, part, count;
-    float             v[W], a[W], b[W], s, d, add;
-    float2            p[SD_GN_CHUNKS / 32];
+    int               i, j, k, n, ch, ld, cols, rows, col, first, last;
+    int               self, threads, pixels, channels, group, slice, slices;
+    uint4             u[4];
+    float             a[W], b[W], add[W];
+    float2            sum, v;
     sd_half_t        *y;
+    const float      *addend;
     const sd_half_t  *x;
 
-    SD_SHARED(float, scale);
+    SD_SHARED(float2, stat);                            /* [groups] */
+    float2  *some = stat + g.groups;                    /* [slices, groups] */
+
+    /* from the end to the start: what stays of x in L2 */
+
+    n = gridDim.y - 1 - blockIdx.y;
+    rows = blockDim.y;
+    threads = blockDim.x * rows;
+    self = threadIdx.y * blockDim.x + threadIdx.x;
+    first = blockIdx.x * g.span;
+    pixels = sd_cuda_min(g.span, g.hw - first);
+    last = pixels - 1 - (int) threadIdx.y;
     channels = g.c + g.c2;
-    float   *shift = scale + channels;
-    float2  *stat = (float2 *) (shift + channels);
-
-    n = blockIdx.y;
-    part = blockIdx.x % g.parts;
-    first = blockIdx.x / g.parts * g.pixels;
-    pixels = sd_cuda_min(g.pixels, g.hw - first);
-    lane = threadIdx.x & 31;
-
-    for (i = threadIdx.x / 32; i < g.groups; i += 256 / 32) {
-        s = 0;
-
-#pragma unroll
-        for (j = 0; j < SD_GN_CHUNKS / 32; j++) {
-            k = j * 32 + lane;
-            count = sd_cuda_min(g.pixels, g.hw - k * g.pixels);
-            p[j] = make_float2(0, 0);
-
-            if (k < g.chunks) {
-                p[j] = g.partial[((size_t) n * g.groups + i) * g.chunks + k];
-                s += p[j].x * count;
-            }
-        }
-
-        s = sd_warp_sum<32>(s) / g.hw;
-        d = 0;
-
-#pragma unroll
-        for (j = 0; j < SD_GN_CHUNKS / 32; j++) {
-            k = j * 32 + lane;
-            count = sd_cuda_min(g.pixels, g.hw - k * g.pixels);
-
-            if (k < g.chunks) {
-                d += p[j].y + (p[j].x - s) * (p[j].x - s)
-                              * ((float) count * g.cpg);
-            }
-        }
-
-        d = sd_warp_sum<32>(d) / ((float) g.hw * g.cpg);
-
-        if (lane == 0) {
-            stat[i] = make_float2(s, 1 / sqrtf(d + g.eps));
-        }
-    }
-
-    __syncthreads();
-
-    for (ch = threadIdx.x; ch < channels; ch += 256) {
-        sd_gn_addend<1>(&add, &g, n, ch);
-
-        i = ch / g.cpg;
-        s = g.gamma[ch] * stat[i].y;
-        scale[ch] = s;
-        shift[ch] = g.beta[ch] + (add - stat[i].x) * s;
-    }
-
-    __syncthreads();
-
     cols = channels / W;
-    tile = sd_cuda_min(cols, 256);
-    rows = 256 / tile;
-    row = threadIdx.x / tile;
 
-    if (row >= rows) {
-        return;
-    }
+    slices = sd_cuda_max(threads / g.groups, 1);
+    slice = slices > 1 ? self / g.groups : 0;
 
-    for (col = threadIdx.x - row * tile; col < cols; col += tile) {
+    /* the statistics have waited for these: they may be read already */
+
+    addend = g.addend == NULL ? NULL : g.addend[n];
+
+    for (col = threadIdx.x; col < cols; col += blockDim.x) {
         ch = col * W;
 
         x = sd_gn_source(&g, n, first, ch, &ld);
         y = g.y + ((size_t) n * g.hw + first) * channels + ch;
 
 #pragma unroll
-        for (j = 0; j < W; j++) {
-            a[j] = scale[ch + j];
-            b[j] = shift[ch + j];
+        for (j = 0; j < 4; j++) {
+            if (last >= j * rows) {
+                u[j] = sd_load_last<W>(x + (size_t) (last - j * rows) * ld);
+            }
         }
-
-#pragma unroll 2
-        for (i = pixels - 1 - part * rows - row; i >= 0; i -= g.parts * rows) {
-            sd_load<W>(v, x + (size_t) i * ld);
 
 #pragma unroll
-            for (j = 0; j < W; j++) {
-                v[j] = v[j] * a[j] + b[j];
+        for (j = 0; j < W; j++) {
+            add[j] = sd_gn_addend(&g, addend, ch + j);
+        }
+
+        sd_load_f32<W>(b, g.beta + ch);
+
+        if (col == (int) threadIdx.x) {
+            sd_grid_wait();
+            sd_grid_next();
+
+            for (i = self - slice * g.groups;
+                 i < g.groups && slice < slices;
+                 i += threads)
+            {
+                sum = make_float2(0, 0);
+
+#pragma unroll 4
+                for (k = slice; k < g.sums; k += slices) {
+                    v = g.partial[((size_t) n * g.sums + k) * g.groups + i];
+                    sum.x += v.x;
+                    sum.y += v.y;
+                }
+
+                some[slice * g.groups + i] = sum;
             }
 
-            if (g.silu) {
-                sd_silu<W>(v);
+            sd_load_f32<W>(a, g.gamma + ch);
+            __syncthreads();
+
+            for (i = self; i < g.groups; i += threads) {
+                sum = make_float2(0, 0);
+
+#pragma unroll 8
+                for (k = 0; k < slices; k++) {
+                    sum.x += some[k * g.groups + i].x;
+                    sum.y += some[k * g.groups + i].y;
+                }
+
+                sum = sd_gn_moments(&g, sum);
+                sum.x += g.shift[(size_t) n * g.groups + i];
+                stat[i] = sum;
             }
 
-            sd_store<W>(y + (size_t) i * channels, v);
+            __syncthreads();
+
+        } else {
+            sd_load_f32<W>(a, g.gamma + ch);
+        }
+
+        group = sd_gn_group(&g, ch);
+        i = (group + 1) * g.cpg - ch;
+
+#pragma unroll
+        for (j = 0; j < W; j++) {
+            sum = stat[j < i ? group : group + 1];
+            a[j] *= sum.y;
+            b[j] += (add[j] - sum.x) * a[j];
+        }
+
+        for (i = last; i >= 0; i -= 4 * rows) {
+            if (i != last) {
+
+#pragma unroll
+                for (j = 0; j < 4; j++) {
+                    if (i >= j * rows) {
+                        u[j] = sd_load_last<W>(x + (size_t) (i - j * rows)
+                                               * ld);
+                    }
+                }
+            }
+
+#pragma unroll
+            for (j = 0; j < 4; j++) {
+                if (i >= j * rows) {
+                    sd_gn_write<W>(&g, y + (size_t) (i - j * rows) * channels,
+                                   u[j], a, b);
+                }
+            }
         }
     }
-}
-
-
-/* of a shape alone */
-
-static int
-sd_gn_chunk(int hw, int channels)
-{
-    return sd_cuda_max(sd_cuda_div(hw, SD_GN_CHUNKS),
-                       sd_cuda_min(hw, sd_cuda_div(8192, channels)));
 }
 
 
@@ -641,133 +856,126 @@ sd_gn_chunk(int hw, int channels)
 size_t
 sd_cuda_group_norm_scratch(int n, int hw, int c, int groups)
 {
-    return (size_t) n * groups * SD_GN_CHUNKS * sizeof(float2);
-}
-
-
-/*
- * Groups of a slab: rows of whole 32-byte sectors where that leaves 8 slabs or
- * more, otherwise as few groups as make rows of 64 bytes or more.
- */
-
-static int
-sd_gn_slab_groups(int groups, int cpg)
-{
-    int  m, pass, ok;
-
-    for (pass = 0; pass < 2; pass++) {
-        for (m = 1; m <= groups; m++) {
-            ok = pass == 0 ? m * cpg % 16 == 0 && groups / m >= 8
-                           : m * cpg % 8 == 0;
-
-            if (groups % m == 0 && ok && m * cpg >= 32) {
-                return m;
-            }
-        }
-    }
-
-    return groups;
+    return (size_t) n * groups * (SD_GN_SUMS * sizeof(float2) + sizeof(float));
 }
 
 
 static size_t
-sd_gn_slab_shared(const sd_gn_t *g, int blocks)
+sd_gn_slab_shared(const sd_gn_t *g)
 {
-    return (size_t) g->pixels * g->vecs * sizeof(uint4)
-           + (size_t) g->rows * g->vecs * (g->cpg < 8 ? 8 : 2) * sizeof(float)
-           + (size_t) (blocks + 1) * g->slab * sizeof(float2);
+    return (size_t) g->vecs * 8 * 3 * sizeof(float)
+           + (size_t) (g->rows + sd_cuda_div(g->rows, 8)) * g->vecs
+             * sizeof(float4)
+           + (size_t) g->blocks * g->slab * sizeof(float2) + sizeof(uint64_t);
 }
 
 
-/* blocks of a cluster, or 0: does not fit; fills in g */
+/*
+ * Fills in how so many blocks of a cluster hold slabs of so many groups; 0:
+ * they cannot
+ */
+
+static int
+sd_gn_fit(sd_gn_t *g, int slab, int blocks, int least)
+{
+    int  i, step;
+
+    static const int  vectors[] = { 1, 4, SD_GN_VECTORS };
+
+    g->slab = slab;
+    g->vecs = slab * g->cpg / 8;
+    g->blocks = blocks;
+    g->pixels = sd_cuda_div(g->hw, blocks);
+
+    /* rows that make whole warps */
+
+    for (step = 1; step * g->vecs % 32 != 0; step *= 2) { /* void */ }
+
+    for (i = 0; i < (int) (sizeof(vectors) / sizeof(vectors[0])); i++) {
+        if (vectors[i] < least) {
+            continue;
+        }
+
+        g->vectors = vectors[i];
+        g->rows = sd_cuda_div(sd_cuda_div(g->pixels, g->vectors), step) * step;
+
+        if (g->rows * g->vecs <= sd_gn_threads(g->vectors)) {
+            return 1;
+        }
+    }
+
+    return 0;
+}
+
+
+/* 1: fits; fills in g */
 
 static int
 sd_gn_plan(sd_gn_t *g, const sd_cuda_chip_t *chip)
 {
-    int     blocks, slabs, most, limit;
-    size_t  vecs;
+    int  m, vecs, blocks, most;
 
-    g->slab = sd_gn_slab_groups(g->groups, g->cpg);
-    g->vecs = g->slab * g->cpg / 8;
-
-    if (g->vecs > SD_GN_THREADS) {
+    if ((size_t) g->hw * g->groups * g->cpg > SD_GN_SMALL) {
         return 0;
     }
 
-    slabs = g->groups / g->slab;
-    vecs = (size_t) g->hw * g->vecs;
-
-    limit = chip->arch >= 90 ? chip->shared : 49152;
     most = chip->arch >= 90 ? SD_GN_CLUSTER : 1;
 
-    /* two samples should make all of a chip busy, with 8 KB a block at least */
+    /* rows of five sectors or more */
 
+    for (m = 1; m * g->cpg % 8 != 0 || m * g->cpg < 80; m++) {
+        if (m >= g->groups) {
+            break;
+        }
+    }
+
+    if (m * g->cpg % 8 != 0 || g->groups % m != 0) {
+        return 0;
+    }
+
+    vecs = g->hw * (m * g->cpg / 8);
     blocks = 1;
 
-    while (blocks < most && blocks * slabs < 64
-           && vecs / (2 * blocks) >= 512)
+    while (blocks < most
+           && (vecs > 1920 * blocks
+               || (vecs > 640 * blocks && g->groups / m * blocks < 32)))
     {
         blocks *= 2;
     }
 
-    for ( ;; ) {
-        g->pixels = sd_cuda_div(g->hw, blocks);
-        g->rows = SD_GN_THREADS / g->vecs;
-        g->rows = sd_cuda_div(g->pixels, sd_cuda_div(g->pixels, g->rows));
-
-        if (sd_gn_slab_shared(g, blocks) <= (size_t) limit) {
-            return blocks;
-        }
-
-        if (blocks == most) {
-            return 0;
-        }
-
-        blocks *= 2;
+    if (most > 1 && vecs > 1920 * blocks) {
+        return 0;
     }
+
+    return sd_gn_fit(g, m, blocks, vecs > 160 * blocks ? 4 : 1);
+}
+
+
+template <int N>
+static cudaError_t
+sd_gn_launch(cudaStream_t s, const sd_gn_t *g, int n)
+{
+    return sd_launch_early(g->blocks > 1 ? sd_gn_slab<N, true>
+                                         : sd_gn_slab<N, false>,
+                           g->blocks, dim3(g->blocks, g->groups / g->slab, n),
+                           dim3(g->vecs, g->rows), sd_gn_slab_shared(g), s,
+                           *g);
 }
 
 
 static cudaError_t
-sd_gn_launch_slab(cudaStream_t s, const sd_gn_t *g, int n, int blocks)
+sd_gn_launch_slab(cudaStream_t s, const sd_gn_t *g, int n)
 {
-    size_t               shared;
-    cudaError_t          rc;
-    cudaLaunchConfig_t   config = {};
-    cudaLaunchAttribute  attr = {};
-    void               (*kernel)(const sd_gn_t g);
+    switch (g->vectors) {
 
-    if (blocks > 1) {
-        kernel = g->cpg < 8 ? sd_gn_slab<true, true> : sd_gn_slab<true, false>;
-    } else {
-        kernel = g->cpg < 8 ? sd_gn_slab<false, true>
-                            : sd_gn_slab<false, false>;
+    case 1:
+        return sd_gn_launch<1>(s, g, n);
+
+    case 4:
+        return sd_gn_launch<4>(s, g, n);
     }
 
-    shared = sd_gn_slab_shared(g, blocks);
-
-    if (shared > 49152) {
-        rc = cudaFuncSetAttribute((const void *) kernel,
-                                  cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                  (int) shared);
-        if (rc != cudaSuccess) {
-            return rc;
-        }
-    }
-
-    attr.id = cudaLaunchAttributeClusterDimension;
-    attr.val.clusterDim.x = blocks;
-    attr.val.clusterDim.y = 1;
-    attr.val.clusterDim.z = 1;
-
-    config.gridDim = dim3(blocks, g->groups / g->slab, n);
-    config.blockDim = dim3(sd_cuda_div(g->rows * g->vecs, 32) * 32);
-    config.dynamicSmemBytes = shared;
-    config.stream = s;
-    config.attrs = &attr;
-    config.numAttrs = blocks > 1;
-
-    return cudaLaunchKernelEx(&config, kernel, *g);
+    return sd_gn_launch<SD_GN_VECTORS>(s, g, n);
 }
 
 
@@ -776,50 +984,65 @@ static cudaError_t
 sd_gn_launch_split(cudaStream_t s, const sd_cuda_chip_t *chip, sd_gn_t *g,
     int n)
 {
-    int          channels, most;
-    size_t       stats, apply;
+    int          cols, channels, most, tile, rows, waves;
+    size_t       vecs, shared, bytes;
     cudaError_t  rc;
 
     channels = g->c + g->c2;
+    cols = channels / W;
+    vecs = (size_t) g->hw * cols;
+    bytes = (size_t) g->hw * channels * sizeof(sd_half_t);
 
-    g->pixels = sd_gn_chunk(g->hw, channels);
+    /* of a shape and the chip alone */
+
+    g->blocks = chip->arch >= 90 && W > 1 && g->hw >= SD_GN_LARGE
+                ? SD_GN_FEW : 1;
+    most = vecs >= SD_GN_MANY ? SD_GN_SUMS : SD_GN_SUMS / 2;
+    most = (int) sd_cuda_min((size_t) most, sd_cuda_div(vecs, 1280));
+
+    g->pixels = sd_cuda_div(g->hw, most);
     g->chunks = sd_cuda_div(g->hw, g->pixels);
+    g->sums = sd_cuda_div(g->chunks, g->blocks);
 
-    stats = (2 * (size_t) channels + SD_GN_THREADS * W) * sizeof(float);
-    apply = 2 * (size_t) (channels + g->groups) * sizeof(float);
+    /* what is read first after it was read last */
 
-    if (stats > 49152) {
-        rc = cudaFuncSetAttribute((const void *) sd_gn_stats<W>,
-                                  cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                  (int) stats);
-        if (rc != cudaSuccess) {
-            return rc;
-        }
+    g->kept = n - (int) sd_cuda_min(SD_GN_L2 / bytes, (size_t) n);
+    g->keep = 0;
+
+    if (bytes > SD_GN_L2) {
+        g->kept = n - 1;
+        g->keep = (int) (g->pixels * (1 - (double) SD_GN_L2 / bytes));
     }
 
-    if (apply > 49152) {
-        rc = cudaFuncSetAttribute((const void *) sd_gn_apply<W>,
-                                  cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                  (int) apply);
-        if (rc != cudaSuccess) {
-            return rc;
-        }
-    }
+    tile = sd_cuda_min(cols, SD_GN_STATS);
+    rows = SD_GN_STATS / tile;
+    shared = (size_t) tile * (rows + sd_cuda_div(rows, 8)) * sizeof(float4)
+             + (size_t) (1 + g->blocks) * g->groups * sizeof(float2)
+             + sizeof(uint64_t);
 
-    rc = sd_launch(sd_gn_stats<W>, dim3(g->chunks, n), dim3(SD_GN_THREADS),
-                   stats, s, *g);
+    rc = sd_launch_early(g->blocks > 1 ? sd_gn_stats<W, (W > 1)>
+                                       : sd_gn_stats<W, false>,
+                         g->blocks, dim3(g->sums * g->blocks, n),
+                         dim3(tile, rows), shared, s, *g);
     if (rc != cudaSuccess) {
         return rc;
     }
 
-    /* one wave of four blocks a multiprocessor, a few vectors a thread */
+    /* two blocks a multiprocessor, twice as many where each has much to do */
 
-    most = sd_cuda_div((size_t) g->pixels * channels / W, 256 * 4);
-    g->parts = sd_cuda_max(4 * chip->sms / (g->chunks * n), 1);
-    g->parts = sd_cuda_min(g->parts, most);
+    tile = sd_cuda_min(cols, SD_GN_APPLY);
+    rows = SD_GN_APPLY / tile;
 
-    return sd_launch(sd_gn_apply<W>, dim3(g->chunks * g->parts, n), dim3(256),
-                     apply, s, *g);
+    waves = vecs * n / (2 * chip->sms) > (g->blocks > 1 ? SD_GN_WAVE / 4
+                                                        : SD_GN_WAVE) ? 2 : 1;
+    most = sd_cuda_max(waves * 2 * chip->sms / n, 1);
+    g->span = sd_cuda_max(sd_cuda_div(g->hw, most), sd_cuda_min(g->hw, rows));
+    shared = sizeof(float2)
+             * (g->groups + sd_cuda_max(tile * rows, g->groups));
+
+    return sd_launch_early(sd_gn_apply<W>, 1,
+                           dim3(sd_cuda_div(g->hw, g->span), n),
+                           dim3(tile, rows), shared, s, *g);
 }
 
 
@@ -827,7 +1050,7 @@ cudaError_t
 sd_cuda_group_norm(cudaStream_t s, const sd_cuda_chip_t *chip,
     const sd_cuda_group_norm_t *d)
 {
-    int      blocks, wide;
+    int      wide;
     sd_gn_t  g = {};
 
     g.y = d->y;
@@ -842,26 +1065,28 @@ sd_cuda_group_norm(cudaStream_t s, const sd_cuda_chip_t *chip,
     g.c2 = d->x2 == NULL ? 0 : d->c2;
     g.groups = d->groups;
     g.cpg = (g.c + g.c2) / g.groups;
+    g.inverse = (uint32_t) ((((uint64_t) 1 << 31) + g.cpg - 1) / g.cpg);
+    g.share = (float) (1 / ((double) g.hw * g.cpg));
     g.eps = d->eps;
     g.silu = d->silu;
     g.partial = (float2 *) d->scratch;
+    g.shift = (float *) (g.partial + (size_t) d->n * g.groups * SD_GN_SUMS);
 
     if (d->n <= 0 || d->hw <= 0) {
         return cudaSuccess;
     }
 
-    wide = g.c % 8 == 0 && g.c2 % 8 == 0 && sd_cuda_aligned(g.x)
-           && sd_cuda_aligned(g.x2) && sd_cuda_aligned(g.y)
-           && sd_cuda_aligned(g.gamma) && sd_cuda_aligned(g.beta);
+    wide = (g.cpg >= 6 || g.cpg == 4) && g.c % 8 == 0 && g.c2 % 8 == 0
+           && sd_cuda_aligned(g.x) && sd_cuda_aligned(g.x2)
+           && sd_cuda_aligned(g.y) && sd_cuda_aligned(g.gamma)
+           && sd_cuda_aligned(g.beta);
 
     if (!wide) {
         return sd_gn_launch_split<1>(s, chip, &g, d->n);
     }
 
-    blocks = sd_gn_plan(&g, chip);
-
-    if (blocks > 0) {
-        return sd_gn_launch_slab(s, &g, d->n, blocks);
+    if (sd_gn_plan(&g, chip)) {
+        return sd_gn_launch_slab(s, &g, d->n);
     }
 
     return sd_gn_launch_split<8>(s, chip, &g, d->n);

@@ -29,6 +29,10 @@
 #define max(a, b)  ((a) > (b) ? (a) : (b))
 
 
+/*
+ * Not a cudaStreamNonBlocking: launches must come after cudaMemset, which does
+ * not wait, and after cudaMemcpy, which may return before the bytes are there.
+ */
 static cudaStream_t    stream;
 static sd_cuda_chip_t  chip;
 static void           *scratch;

@@ -65,6 +65,13 @@ make_float2(float x, float y)
 }
 
 
+static inline float4
+make_float4(float x, float y, float z, float w)
+{
+    return float4{x, y, z, w};
+}
+
+
 static inline uint2
 make_uint2(unsigned x, unsigned y)
 {
@@ -572,6 +579,38 @@ sd_rcp(float x)
 }
 
 
+static inline float
+sd_rsqrt(float x)
+{
+    return 1 / sqrtf(x);
+}
+
+
+static inline uint4
+__ldcs(const uint4 *p)
+{
+    return *p;
+}
+
+
+static inline void
+sd_forget(uint4 *u)
+{
+}
+
+
+static inline void
+sd_grid_wait(void)
+{
+}
+
+
+static inline void
+sd_grid_next(void)
+{
+}
+
+
 static inline void
 sd_copy_async(void *shared, const void *global)
 {
@@ -607,12 +646,32 @@ sd_cluster_wait(void)
 
 
 static inline void
-sd_cluster_store(float2 *p, int rank, float2 v)
+sd_cluster_open(uint64_t *barrier, int bytes)
 {
-    int  own = cuda_host.fibers[cuda_host.current].block;
+    *barrier = bytes;
+}
 
-    *(float2 *) ((char *) p - cuda_host.shared[own] + cuda_host.shared[rank]) =
-        v;
+
+static inline void
+sd_cluster_send(float2 *p, uint64_t *barrier, int rank, float2 v)
+{
+    int      own = cuda_host.fibers[cuda_host.current].block;
+    ssize_t  at = cuda_host.shared[rank] - cuda_host.shared[own];
+
+    *(float2 *) ((char *) p + at) = v;
+    *(uint64_t *) ((char *) barrier + at) -= sizeof(float2);
+}
+
+
+static inline void
+sd_cluster_receive(uint64_t *barrier)
+{
+    cuda_host.fibers[cuda_host.current].arrived++;
+    cuda_host_yield(CUDA_HOST_CLUSTER);
+
+    if (*barrier != 0) {
+        cuda_host_die("other bytes are sent than are waited for");
+    }
 }
 
 
@@ -628,41 +687,14 @@ typedef void  *cudaStream_t;
 
 enum { cudaSuccess = 0 };
 
-typedef enum {
-    cudaFuncAttributeMaxDynamicSharedMemorySize
-} cudaFuncAttribute;
 
-enum { cudaLaunchAttributeClusterDimension = 1 };
-
-typedef struct {
-    int      id;
-    struct { dim3 clusterDim; } val;
-} cudaLaunchAttribute;
-
-typedef struct {
-    dim3                  gridDim, blockDim;
-    size_t                dynamicSmemBytes;
-    cudaStream_t          stream;
-    cudaLaunchAttribute  *attrs;
-    unsigned              numAttrs;
-} cudaLaunchConfig_t;
-
-
+template <class... P, class... A>
 static inline cudaError_t
-cudaFuncSetAttribute(const void *kernel, cudaFuncAttribute attribute, int value)
+sd_launch_early(void (*kernel)(P...), int cluster, dim3 grid, dim3 block,
+    size_t shared, cudaStream_t s, A... args)
 {
-    return cudaSuccess;
-}
-
-
-template <class A>
-static inline cudaError_t
-cudaLaunchKernelEx(const cudaLaunchConfig_t *config, void (*kernel)(const A),
-    A arg)
-{
-    cuda_host_launch(config->gridDim, config->blockDim,
-                     config->numAttrs ? config->attrs->val.clusterDim.x : 1,
-                     config->dynamicSmemBytes, [=] { kernel(arg); });
+    cuda_host_launch(grid, block, cluster, shared,
+                     [=] { kernel(P(args)...); });
 
     return cudaSuccess;
 }
