@@ -1632,6 +1632,7 @@ main(int argc, char **argv)
     struct cudaDeviceProp  p;
 
     must(cudaGetDeviceProperties(&p, 0), "cudaGetDeviceProperties");
+
     /* one that waits for what cudaMemcpy() and cudaMemset() leave to be done */
 
     must(cudaStreamCreate(&stream), "stream");
