@@ -9,7 +9,8 @@ the replays of each recording the one of median length is shown.  A kind's floor
 is the sum over its operations of max(FLOPs / 755 TFLOP/s, bytes / 3.0 TB/s),
 what an H100's largest matrix products and copies reach; each input is read and
 each output written once, attention computes 16 exponentials a clock and
-multiprocessor.
+multiprocessor.  Operations are counted as the model has them: a convolution
+into which the upsampling before it is folded does less, and may go below.
 """
 import argparse
 import collections
@@ -42,16 +43,18 @@ def kind(name):
 def plain(name):
     """mangled or not, the function's name; template arguments that are
     numbers stay"""
-    found = re.match(r"_Z(?:N.*?)?(\d+)", name)
-    if not found:
+    if not name.startswith("_Z"):
         name = re.sub(r"^void ", "", name)
         name = re.sub(r"^sm90_xmma_fprop_implicit_gemm_f16f16_f16f32_f32_"
                       r"nhwckrsc_nhwc_", "xmma ", name)
         return re.sub(r"_execute|_kernel__5x_cudnn", "", name)
-    end = found.end() + int(found[1])
-    arguments = re.match(r"I((?:L[a-z]+\d+E)+)E", name[end:])
-    return name[found.end():end] + ("<%s>" % ", ".join(
-        re.findall(r"\d+", arguments[1])) if arguments else "")
+    rest, last = re.sub(r"^_ZN?", "", name), name
+    while found := re.match(r"\d+", rest):
+        end = found.end() + int(found[0])
+        last, rest = rest[found.end():end], rest[end:]
+    arguments = re.match(r"I((?:L[a-z]+\d+E)+)E", rest)
+    return last + ("<%s>" % ", ".join(re.findall(r"\d+", arguments[1]))
+                   if arguments else "")
 
 
 # the trace
