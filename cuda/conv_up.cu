@@ -43,30 +43,15 @@
  * the tile.
  */
 
-#include <cuda.h>
 #include <cuda_fp16.h>
 
 #include "kernels.h"
+#include "sm90.cuh"
 
 
 #define SLICE    64             /* channels */
 #define ROW      128            /* bytes of a slice's pixel */
 #define CLUSTER  2              /* four are slower: 5 to 70 % */
-
-
-typedef CUresult (*encode_pt)(CUtensorMap *map, CUtensorMapDataType type,
-    cuuint32_t rank, void *address, const cuuint64_t *dims,
-    const cuuint64_t *strides, const cuuint32_t *box,
-    const cuuint32_t *element_strides, CUtensorMapInterleave interleave,
-    CUtensorMapSwizzle swizzle, CUtensorMapL2promotion promotion,
-    CUtensorMapFloatOOBfill fill);
-
-
-/* older chips get an empty kernel */
-
-#if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
-#define HOPPER
-#endif
 
 
 /* a box of w x h pixels of n samples; how many it takes; tiles' number */
@@ -93,13 +78,7 @@ namespace {
 
 #ifdef HOPPER
 
-/* primitives */
-
-static __device__ __forceinline__ uint32_t
-shared_address(const void *p)
-{
-    return (uint32_t) __cvta_generic_to_shared(p);
-}
+/* primitives, beside those of sm90.cuh */
 
 
 static __device__ __forceinline__ uint32_t
@@ -121,94 +100,6 @@ cluster_sync(void)
 }
 
 
-static __device__ __forceinline__ void
-barrier_init(uint32_t at, int count)
-{
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;"
-                 :: "r"(at), "r"(count) : "memory");
-}
-
-
-static __device__ __forceinline__ void
-barrier_init_fence(void)
-{
-    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-}
-
-
-/* an arrival, and bytes that will arrive */
-
-static __device__ __forceinline__ void
-barrier_expect(uint32_t at, int bytes)
-{
-    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;"
-                 :: "r"(at), "r"(bytes) : "memory");
-}
-
-
-static __device__ __forceinline__ void
-barrier_arrive(uint32_t at)
-{
-    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];"
-                 :: "r"(at) : "memory");
-}
-
-
-/* at the same place of block rank; it says that shared memory has been read, by
- * wgmma: a release to the cluster would be a fence, of half a microsecond */
-
-static __device__ __forceinline__ void
-barrier_arrive(uint32_t at, uint32_t rank)
-{
-    asm volatile("{\n"
-                 ".reg .b32  there;\n"
-                 "mapa.shared::cluster.u32 there, %0, %1;\n"
-                 "mbarrier.arrive.shared::cluster.b64 _, [there];\n"
-                 "}"
-                 :: "r"(at), "r"(rank) : "memory");
-}
-
-
-/* until the phase of this parity is over */
-
-static __device__ __forceinline__ void
-barrier_wait(uint32_t at, uint32_t parity)
-{
-    asm volatile("{\n"
-                 ".reg .pred  done;\n"
-                 "again:\n"
-                 "mbarrier.try_wait.parity.shared::cta.b64 done"
-                 ", [%0], %1;\n"
-                 "@done bra over;\n"
-                 "bra again;\n"
-                 "over:\n"
-                 "}"
-                 :: "r"(at), "r"(parity) : "memory");
-}
-
-
-/* the 128 threads of a group */
-
-static __device__ __forceinline__ void
-group_sync(int id)
-{
-    asm volatile("bar.sync %0, 128;" :: "r"(id) : "memory");
-}
-
-
-static __device__ __forceinline__ void
-box_load(uint32_t to, const CUtensorMap *map, uint32_t barrier, int a, int b,
-    int c, int d)
-{
-    asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.tile"
-                 ".mbarrier::complete_tx::bytes "
-                 "[%0], [%1, {%3, %4, %5, %6}], [%2];"
-                 :: "r"(to), "l"(map), "r"(barrier), "r"(a), "r"(b), "r"(c),
-                    "r"(d)
-                 : "memory");
-}
-
-
 /* to the same place of the cluster's blocks, and their barriers */
 
 static __device__ __forceinline__ void
@@ -225,7 +116,7 @@ box_load_all(uint32_t to, const CUtensorMap *map, uint32_t barrier, int a,
 
 
 static __device__ __forceinline__ void
-box_store(const CUtensorMap *map, uint32_t from, int a, int b, int c, int d)
+box_store_group(const CUtensorMap *map, uint32_t from, int a, int b, int c, int d)
 {
     asm volatile("cp.async.bulk.tensor.4d.global.shared::cta.tile.bulk_group "
                  "[%0, {%2, %3, %4, %5}], [%1];\n"
@@ -235,44 +126,13 @@ box_store(const CUtensorMap *map, uint32_t from, int a, int b, int c, int d)
 }
 
 
-/* ordinary stores to shared memory before, TMA after */
-
-static __device__ __forceinline__ void
-box_store_fence(void)
-{
-    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-}
-
-
-/* until all stores but the latest N have read shared memory */
+/* until all groups of stores but the latest N have read shared memory */
 
 template <int N>
 static __device__ __forceinline__ void
-box_store_wait(void)
+box_groups_wait(void)
 {
     asm volatile("cp.async.bulk.wait_group.read %0;" :: "n"(N) : "memory");
-}
-
-
-static __device__ __forceinline__ void
-wgmma_fence(void)
-{
-    asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
-}
-
-
-static __device__ __forceinline__ void
-wgmma_commit(void)
-{
-    asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
-}
-
-
-template <int N>
-static __device__ __forceinline__ void
-wgmma_wait(void)
-{
-    asm volatile("wgmma.wait_group.sync.aligned %0;" :: "n"(N) : "memory");
 }
 
 
@@ -286,9 +146,7 @@ matrix(uint32_t at)
 }
 
 
-#define R4(d, i)   "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
 #define R8(d, i)   R4(d, i), R4(d, i + 4)
-#define R16(d, i)  R8(d, i), R8(d, i + 8)
 #define R64(d, i)  R16(d, i), R16(d, i + 16), R16(d, i + 32), R16(d, i + 48)
 
 #define T(n)    "%" #n "0, %" #n "1, %" #n "2, %" #n "3, %" #n "4, "          \
@@ -344,19 +202,6 @@ settled(float *d)
     for (i = 0; i < N; i++) {
         asm volatile("" : "+f"(d[i]) :: "memory");
     }
-}
-
-
-/* two halves, lo in the low bits */
-
-static __device__ __forceinline__ uint32_t
-pack(float lo, float hi)
-{
-    uint32_t  r;
-
-    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(hi), "f"(lo));
-
-    return r;
 }
 
 
@@ -572,7 +417,7 @@ conv_up(const __grid_constant__ up_t u)
                 wgmma_wait<1>();
 
                 if (i > 0 && lane < CLUSTER) {
-                    barrier_arrive(wempty + wlast * 8, lane);
+                    barrier_arrive_at(wempty + wlast * 8, lane);
                 }
 
                 if (i > 0 && i % 2 == 0 && lane == 0) {
@@ -592,7 +437,7 @@ conv_up(const __grid_constant__ up_t u)
             settled<COLS / 2>(d);
 
             if (lane < CLUSTER) {
-                barrier_arrive(wempty + wlast * 8, lane);
+                barrier_arrive_at(wempty + wlast * 8, lane);
             }
 
             if (lane == 0) {
@@ -607,7 +452,7 @@ conv_up(const __grid_constant__ up_t u)
             for (i = 0; i < COLS / L::CHUNK; i++) {
 
                 if (threadIdx.x % 128 == 0) {
-                    box_store_wait<1>();
+                    box_groups_wait<1>();
                 }
 
                 group_sync(1 + group);
@@ -653,14 +498,14 @@ conv_up(const __grid_constant__ up_t u)
                 group_sync(1 + group);
 
                 if (threadIdx.x % 128 == 0) {
-                    box_store(&u.y[p.phase], at, columns, p.x,
-                              p.y + group * u.sy, p.n + group * u.sn);
+                    box_store_group(&u.y[p.phase], at, columns, p.x,
+                                    p.y + group * u.sy, p.n + group * u.sn);
                 }
             }
         }
 
         if (threadIdx.x % 128 == 0) {
-            box_store_wait<0>();
+            box_groups_wait<0>();
         }
 
         __syncwarp();
@@ -873,34 +718,15 @@ cudaError_t
 sd_cuda_conv_up(cudaStream_t s, const sd_cuda_chip_t *chip,
     const sd_cuda_conv_t *d)
 {
-    void                             *p;
-    int                               small, wide, large;
-    encode_pt                         encode;
-    cudaError_t                       rc;
-    cudaDriverEntryPointQueryResult   found;
+    int          small, wide, large;
+    encode_pt    encode;
+    cudaError_t  rc;
 
-    /* the driver's library is there, as cudart has loaded it: not linked */
+    rc = tensor_map_encoder(&encode);
 
-    static void  *entry;
-
-    p = __atomic_load_n(&entry, __ATOMIC_RELAXED);
-
-    if (p == NULL) {
-        rc = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &p,
-                                              12000, cudaEnableDefault,
-                                              &found);
-        if (rc != cudaSuccess) {
-            return rc;
-        }
-
-        if (found != cudaDriverEntryPointSuccess) {
-            return cudaErrorNotSupported;
-        }
-
-        __atomic_store_n(&entry, p, __ATOMIC_RELAXED);
+    if (rc != cudaSuccess) {
+        return rc;
     }
-
-    encode = (encode_pt) p;
 
     large = cost(chip, d, 2, 256);
     wide = cost(chip, d, 2, 160);
