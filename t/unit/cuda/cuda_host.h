@@ -688,6 +688,19 @@ typedef void  *cudaStream_t;
 enum { cudaSuccess = 0 };
 
 
+/* a block's shared memory is as much as it asks for */
+
+typedef enum {
+    cudaFuncAttributeMaxDynamicSharedMemorySize
+} cudaFuncAttribute;
+
+static inline cudaError_t
+cudaFuncSetAttribute(const void *kernel, cudaFuncAttribute attribute, int value)
+{
+    return cudaSuccess;
+}
+
+
 template <class... P, class... A>
 static inline cudaError_t
 sd_launch_early(void (*kernel)(P...), int cluster, dim3 grid, dim3 block,
