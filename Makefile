@@ -165,6 +165,21 @@ $(BUILD)/sd_cuda.so: $(CUDA_OBJS) $(CUDA_HOST)
 .PHONY: cuda
 cuda: $(BUILD)/sd_cuda.so
 
+# cuDNN makes plans without a GPU, where it is installed; its own leaks are not
+# for the sanitizers
+ifndef SANITIZE
+TESTS      += $(if $(wildcard $(CUDA_HOME)/include/cudnn_backend.h),\
+                  $(BUILD)/t/unit/cuda_plans)
+endif
+
+$(BUILD)/t/unit/cuda/%.o: CPPFLAGS += -isystem $(CUDA_HOME)/include
+
+$(BUILD)/t/unit/cuda_plans: $(BUILD)/t/unit/cuda/plans.o \
+        $(BUILD)/cuda/conv_graph.o
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ -L$(CUDA_HOME)/lib64 \
+	    -Wl,-rpath,$(CUDA_HOME)/lib64 -lcudnn
+
 -include $(CUDA_OBJS:.o=.d) $(CUDA_HOST:.o=.d)
 
 # programs that check and time it on a GPU; they want nvcc and gcc, cuDNN, and

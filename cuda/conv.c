@@ -23,7 +23,6 @@
 #include "cuda.h"
 
 
-#define SD_CONV_LITTLE  4096        /* bytes of workspace that are none */
 #define SD_CONV_TRIAL   ((size_t) 192 << 20)
 
 
@@ -183,7 +182,7 @@ sd_conv_choose(sd_cuda_device_t *dev, sd_conv_plan_t *p,
                 continue;
             }
 
-            p->exec = sd_conv_exec(cudnn, configs[i],
+            p->exec = sd_conv_exec(&g, cudnn, configs[i],
                                    strict ? SD_CONV_LITTLE
                                           : (int64_t) SD_CUDA_WORKSPACE);
 
@@ -322,7 +321,7 @@ sd_conv_load(sd_cuda_device_t *dev, const int *key, const char *text)
     }
 
     p->choice = c;
-    p->exec = sd_conv_exec(cudnn,
+    p->exec = sd_conv_exec(&g, cudnn,
                            sd_conv_write(&g, sd_graph_build(&g, cudnn, &k),
                                          &c),
                            (int64_t) SD_CUDA_WORKSPACE);

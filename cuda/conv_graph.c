@@ -239,8 +239,11 @@ sd_graph_build(sd_graph_t *g, cudnnHandle_t cudnn, const sd_conv_key_t *key)
 
     graph = sd_graph_make(g, CUDNN_BACKEND_OPERATIONGRAPH_DESCRIPTOR);
 
-    sd_graph_set(g, graph, CUDNN_ATTR_OPERATIONGRAPH_HANDLE, CUDNN_TYPE_HANDLE,
-                 1, &cudnn);
+    if (cudnn) {
+        sd_graph_set(g, graph, CUDNN_ATTR_OPERATIONGRAPH_HANDLE,
+                     CUDNN_TYPE_HANDLE, 1, &cudnn);
+    }
+
     sd_graph_set(g, graph, CUDNN_ATTR_OPERATIONGRAPH_OPS,
                  CUDNN_TYPE_BACKEND_DESCRIPTOR, n, ops);
 
@@ -265,6 +268,11 @@ sd_graph_configs(sd_graph_t *g, sd_desc_t graph, sd_desc_t *configs)
     sd_graph_link(g, heur, CUDNN_ATTR_ENGINEHEUR_OPERATION_GRAPH, graph);
     sd_graph_set(g, heur, CUDNN_ATTR_ENGINEHEUR_MODE, CUDNN_TYPE_HEUR_MODE, 1,
                  &mode);
+
+    if (g->device) {
+        sd_graph_link(g, heur, CUDNN_ATTR_ENGINEHEUR_DEVICEPROP, g->device);
+    }
+
     sd_graph_done(g, heur);
 
     for (i = 0; i < SD_CONV_CONFIGS; i++) {
@@ -365,6 +373,11 @@ sd_conv_write(sd_graph_t *g, sd_desc_t graph, const sd_conv_choice_t *c)
     sd_graph_link(g, engine, CUDNN_ATTR_ENGINE_OPERATION_GRAPH, graph);
     sd_graph_set(g, engine, CUDNN_ATTR_ENGINE_GLOBAL_INDEX, CUDNN_TYPE_INT64,
                  1, &value);
+
+    if (g->device) {
+        sd_graph_link(g, engine, CUDNN_ATTR_ENGINE_DEVICEPROP, g->device);
+    }
+
     sd_graph_done(g, engine);
 
     for (i = 0; i < c->n; i++) {
@@ -457,10 +470,12 @@ sd_conv_in_class(const sd_conv_choice_t *c)
  * ask for that much, whatever they do */
 
 sd_desc_t
-sd_conv_exec(cudnnHandle_t cudnn, sd_desc_t config, int64_t most)
+sd_conv_exec(const sd_graph_t *g, cudnnHandle_t cudnn, sd_desc_t config,
+    int64_t most)
 {
-    int64_t    n, workspace;
-    sd_desc_t  exec;
+    int64_t        n, workspace;
+    sd_desc_t      exec;
+    cudnnStatus_t  rc;
 
     if (cudnnBackendCreateDescriptor(CUDNN_BACKEND_EXECUTION_PLAN_DESCRIPTOR,
                                      &exec)
@@ -469,9 +484,14 @@ sd_conv_exec(cudnnHandle_t cudnn, sd_desc_t config, int64_t most)
         return NULL;
     }
 
-    if (cudnnBackendSetAttribute(exec, CUDNN_ATTR_EXECUTION_PLAN_HANDLE,
-                                 CUDNN_TYPE_HANDLE, 1, &cudnn)
-            == CUDNN_STATUS_SUCCESS
+    rc = g->device
+         ? cudnnBackendSetAttribute(exec, CUDNN_ATTR_EXECUTION_PLAN_DEVICEPROP,
+                                    CUDNN_TYPE_BACKEND_DESCRIPTOR, 1,
+                                    &g->device)
+         : cudnnBackendSetAttribute(exec, CUDNN_ATTR_EXECUTION_PLAN_HANDLE,
+                                    CUDNN_TYPE_HANDLE, 1, &cudnn);
+
+    if (rc == CUDNN_STATUS_SUCCESS
         && cudnnBackendSetAttribute(exec,
                CUDNN_ATTR_EXECUTION_PLAN_ENGINE_CONFIG,
                CUDNN_TYPE_BACKEND_DESCRIPTOR, 1, &config)

@@ -19,6 +19,7 @@
 #define SD_CONV_CONFIGS  48         /* that the heuristics are asked for */
 #define SD_CONV_OWN      32         /* of our own making */
 #define SD_CONV_KNOBS    32
+#define SD_CONV_LITTLE   4096       /* bytes of workspace that are none */
 
 
 typedef cudnnBackendDescriptor_t  sd_desc_t;
@@ -37,13 +38,15 @@ typedef struct {
 
 /* a graph under construction: everything that it made, to be destroyed */
 typedef struct {
+    sd_desc_t        device;        /* properties of one that is not here; NULL:
+                                       that of the handle */
     cudnnStatus_t    status;
     sd_desc_t        made[SD_CONV_CONFIGS + 8 * SD_CONV_OWN + 64];
     int              n;
 } sd_graph_t;
 
 
-/* the operation graph for a key */
+/* the operation graph for a key; cudnn: NULL where g->device is told */
 sd_desc_t sd_graph_build(sd_graph_t *g, cudnnHandle_t cudnn,
     const sd_conv_key_t *key);
 void sd_graph_free(sd_graph_t *g);
@@ -64,7 +67,8 @@ int sd_conv_in_class(const sd_conv_choice_t *c);
 
 /* an execution plan, the caller's, that needs at most so much workspace; or
  * NULL */
-sd_desc_t sd_conv_exec(cudnnHandle_t cudnn, sd_desc_t config, int64_t most);
+sd_desc_t sd_conv_exec(const sd_graph_t *g, cudnnHandle_t cudnn,
+    sd_desc_t config, int64_t most);
 
 /* enqueues it on the handle's stream; residual: NULL where there is none */
 cudnnStatus_t sd_conv_run(cudnnHandle_t cudnn, sd_desc_t exec, void *y,
