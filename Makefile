@@ -169,9 +169,9 @@ cuda: $(BUILD)/sd_cuda.so
 
 # cuDNN makes plans without a GPU, where it is installed; its own leaks are not
 # for the sanitizers
+CUDNN      := $(wildcard $(CUDA_HOME)/include/cudnn_backend.h)
 ifndef SANITIZE
-TESTS      += $(if $(wildcard $(CUDA_HOME)/include/cudnn_backend.h),\
-                  $(BUILD)/t/unit/cuda_plans)
+TESTS      += $(if $(CUDNN),$(BUILD)/t/unit/cuda_plans)
 endif
 
 $(BUILD)/t/unit/cuda/%.o: CPPFLAGS += -isystem $(CUDA_HOME)/include
@@ -284,7 +284,7 @@ test: units
 else
 test:
 	@$(MAKE) --no-print-directory deps PKGS='$(PKGS) $(TEST_PKGS)'
-	@$(MAKE) --no-print-directory -j$$(nproc) all units
+	@$(MAKE) --no-print-directory -j$$(nproc) all units $(if $(CUDNN),cuda)
 	SD_BUILD=$(BUILD) prove -It/lib \
 	    $(if $(filter command line,$(origin T)),$(T),$(TESTS) $(T))
 endif

@@ -238,7 +238,7 @@ sd_conv_choose(sd_cuda_device_t *dev, sd_conv_plan_t *p,
     cudnnDestroy(cudnn);
 
     if (dev->tune) {
-        sd_cuda_trial_end(dev, &trial);
+        sd_cuda_trial_end(&trial);
     }
 
     return rc;

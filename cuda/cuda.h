@@ -81,8 +81,6 @@ struct sd_cuda_device_s {
 
     pthread_mutex_t    lock;        /* of what follows */
     sd_cuda_plan_t    *plans[SD_CUDA_BUCKETS];
-    size_t             nplans;
-    double             tuned;       /* seconds that it took so far */
     int                fresh;       /* plans that no file has yet */
 };
 
@@ -126,11 +124,10 @@ typedef struct {
     char          *memory;
     size_t         size;
     void          *workspace;
-    double         started;
 } sd_cuda_trial_t;
 
 int sd_cuda_trial_begin(sd_cuda_trial_t *t, size_t size, sd_error_t *err);
-void sd_cuda_trial_end(sd_cuda_device_t *dev, sd_cuda_trial_t *t);
+void sd_cuda_trial_end(sd_cuda_trial_t *t);
 
 /* microseconds a launch, by replays of a graph; run() enqueues launch i; < 0
  * where it failed */

@@ -293,7 +293,7 @@ sd_gemm_choose(sd_cuda_device_t *dev, sd_gemm_plan_t *p,
     p->algo = algo;
     p->plan.us = best;
 
-    sd_cuda_trial_end(dev, &trial);
+    sd_cuda_trial_end(&trial);
     free(list);
 
     return SD_OK;

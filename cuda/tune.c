@@ -9,7 +9,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "cuda.h"
@@ -17,17 +16,6 @@
 
 #define SD_TRIAL_LAUNCHES  10       /* a graph */
 #define SD_TRIAL_REPLAYS   3
-
-
-static double
-sd_cuda_now(void)
-{
-    struct timespec  ts;
-
-    clock_gettime(CLOCK_MONOTONIC, &ts);
-
-    return ts.tv_sec + ts.tv_nsec * 1e-9;
-}
 
 
 /* FNV-1a */
@@ -77,7 +65,6 @@ sd_cuda_plan_add(sd_cuda_device_t *dev, sd_cuda_plan_t *plan,
     i = sd_cuda_hash(kind, key);
     plan->next = dev->plans[i];
     dev->plans[i] = plan;
-    dev->nplans++;
     dev->fresh++;
 }
 
@@ -305,7 +292,6 @@ sd_cuda_trial_begin(sd_cuda_trial_t *t, size_t size, sd_error_t *err)
     memset(t, 0, sizeof(sd_cuda_trial_t));
 
     t->size = size;
-    t->started = sd_cuda_now();
 
     rc = cudaStreamCreateWithFlags(&t->stream, cudaStreamNonBlocking);
 
@@ -326,7 +312,7 @@ sd_cuda_trial_begin(sd_cuda_trial_t *t, size_t size, sd_error_t *err)
     }
 
     if (rc != cudaSuccess) {
-        sd_cuda_trial_end(NULL, t);
+        sd_cuda_trial_end(t);
         return sd_cuda_fail(err, rc, "memory to tune in");
     }
 
@@ -335,7 +321,7 @@ sd_cuda_trial_begin(sd_cuda_trial_t *t, size_t size, sd_error_t *err)
 
 
 void
-sd_cuda_trial_end(sd_cuda_device_t *dev, sd_cuda_trial_t *t)
+sd_cuda_trial_end(sd_cuda_trial_t *t)
 {
     if (t->stream) {
         cudaStreamSynchronize(t->stream);
@@ -344,10 +330,6 @@ sd_cuda_trial_end(sd_cuda_device_t *dev, sd_cuda_trial_t *t)
 
     cudaFree(t->memory);
     cudaFree(t->workspace);
-
-    if (dev) {
-        dev->tuned += sd_cuda_now() - t->started;
-    }
 }
 
 

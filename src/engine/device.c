@@ -386,10 +386,20 @@ sd_copy_open(sd_engine_device_t *d, size_t i)
 void
 sd_device_failed(sd_engine_device_t *d, sd_error_t *err)
 {
-    size_t  i;
+    int           failed;
+    size_t        i;
+    sd_engine_t  *e;
 
-    for (i = 0; i < d->engine->nmodels; i++) {
-        if (d->copies[i].state != SD_MODEL_FAILED) {
+    e = d->engine;
+
+    /* by either of the device's threads */
+
+    for (i = 0; i < e->nmodels; i++) {
+        pthread_mutex_lock(&e->lock);
+        failed = d->copies[i].state == SD_MODEL_FAILED;
+        pthread_mutex_unlock(&e->lock);
+
+        if (!failed) {
             sd_copy_failed(d, i, err);
         }
     }
