@@ -85,6 +85,7 @@ typedef struct {
     ngx_msec_t                 timeout;
     ngx_uint_t                 preview;
     ngx_uint_t                 latent;
+    ngx_uint_t                 priority;
     ngx_flag_t                 pagination;
     ngx_flag_t                 get;
     ngx_str_t                  cors;

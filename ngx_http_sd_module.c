@@ -83,6 +83,14 @@ static ngx_conf_enum_t  ngx_http_sd_latents[] = {
 };
 
 
+static ngx_conf_enum_t  ngx_http_sd_priorities[] = {
+    { ngx_string("low"), SD_PRIORITY_LOW },
+    { ngx_string("normal"), SD_PRIORITY_NORMAL },
+    { ngx_string("high"), SD_PRIORITY_HIGH },
+    { ngx_null_string, 0 }
+};
+
+
 static ngx_conf_num_bounds_t  ngx_http_sd_threads_bounds = {
     ngx_conf_check_num_bounds, 1, 1024
 };
@@ -195,6 +203,13 @@ static ngx_command_t  ngx_http_sd_commands[] = {
       NGX_HTTP_MAIN_CONF_OFFSET,
       offsetof(ngx_http_sd_main_conf_t, drain_timeout),
       NULL },
+
+    { ngx_string("sd_priority"),
+      NGX_HTTP_MAIN_CONF|NGX_HTTP_SRV_CONF|NGX_HTTP_LOC_CONF|NGX_CONF_TAKE1,
+      ngx_conf_set_enum_slot,
+      NGX_HTTP_LOC_CONF_OFFSET,
+      offsetof(ngx_http_sd_loc_conf_t, priority),
+      &ngx_http_sd_priorities },
 
     { ngx_string("sd_timeout"),
       NGX_HTTP_MAIN_CONF|NGX_HTTP_SRV_CONF|NGX_HTTP_LOC_CONF|NGX_CONF_TAKE1,
@@ -467,6 +482,7 @@ ngx_http_sd_create_loc_conf(ngx_conf_t *cf)
     conf->timeout = NGX_CONF_UNSET_MSEC;
     conf->preview = NGX_CONF_UNSET_UINT;
     conf->latent = NGX_CONF_UNSET_UINT;
+    conf->priority = NGX_CONF_UNSET_UINT;
     conf->pagination = NGX_CONF_UNSET;
     conf->get = NGX_CONF_UNSET;
     conf->max_steps = NGX_CONF_UNSET;
@@ -496,6 +512,8 @@ ngx_http_sd_merge_loc_conf(ngx_conf_t *cf, void *parent, void *child)
     ngx_conf_merge_msec_value(conf->timeout, prev->timeout, 0);
     ngx_conf_merge_uint_value(conf->preview, prev->preview, SD_PREVIEW_RGB);
     ngx_conf_merge_uint_value(conf->latent, prev->latent, SD_LATENT_DEFAULT);
+    ngx_conf_merge_uint_value(conf->priority, prev->priority,
+                              SD_PRIORITY_NORMAL);
     ngx_conf_merge_value(conf->pagination, prev->pagination, 0);
     ngx_conf_merge_value(conf->get, prev->get, 0);
     ngx_conf_merge_value(conf->max_steps, prev->max_steps, 150);
@@ -575,6 +593,7 @@ ngx_http_sd_merge_handler(ngx_conf_t *cf, ngx_http_sd_loc_conf_t *conf)
     conf->location.preview = conf->preview;
     conf->location.latent = conf->latent;
     conf->location.pagination = conf->pagination;
+    conf->location.priority = conf->priority;
 
     p = ngx_pnalloc(cf->pool, sizeof("GET, HEAD, POST, OPTIONS") - 1);
     if (p == NULL) {

@@ -64,6 +64,7 @@ accepted('every directive', http => <<'END', server => <<'END');
     sd_drain_timeout 10s;
     sd_model %%MODEL%%;
     sd_precision exact;
+    sd_priority low;
     sd_timeout 1m;
     sd_read_timeout 30s;
     sd_intercept_errors off;
@@ -77,6 +78,7 @@ accepted('every directive', http => <<'END', server => <<'END');
     sd_max_images 2;
 END
         sd_preview rgb;
+        sd_priority high;
         sd_cors off;
         location = /a { sd_generate; sd_model %%MODEL%%/; sd_latent all; }
         location = /b { sd_generate native; sd_get off; sd_cors *; }
@@ -145,7 +147,7 @@ for ([ 'sd_device', 'tpu' ], [ 'sd_device', 'cuda:' ],
      [ 'sd_device', 'cuda:-1' ], [ 'sd_device', 'cuda:0 gpu' ],
      [ 'sd_device', 'cpu:1' ], [ 'sd_sizes', '512' ],
      [ 'sd_sizes', '512x512 100x100' ], [ 'sd_sizes', '8x99999' ], [ 'sd_precision', 'int4' ],
-     [ 'sd_preview', 'jpeg' ], [ 'sd_latent', 'some' ],
+     [ 'sd_preview', 'jpeg' ], [ 'sd_priority', 'urgent' ], [ 'sd_latent', 'some' ],
      [ 'sd_get', 'yes' ], [ 'sd_pagination', '2' ],
      [ 'sd_intercept_errors', 'no' ],
      [ 'sd_timeout', 'soon' ], [ 'sd_drain_timeout', '-1s' ])

@@ -133,8 +133,9 @@ sd_engine_start(sd_engine_t **ep, const sd_engine_conf_t *conf,
     e->epoll = -1;
     e->event = -1;
     e->started = sd_engine_now();
-    e->last_waiting = &e->waiting;
     e->last_ready = &e->ready;
+
+    sd_queue_init(e);
 
     pthread_mutex_init(&e->lock, NULL);
     pthread_cond_init(&e->device_cond, NULL);
@@ -304,21 +305,12 @@ sd_engine_cancel_locked(sd_engine_t *e, sd_cancel_t reason)
 void
 sd_engine_drain(sd_engine_t *e)
 {
-    sd_job_t  *job, *next;
-
     pthread_mutex_lock(&e->lock);
 
     e->draining = 1;
 
     sd_engine_cancel_locked(e, SD_CANCEL_DRAIN);
-
-    for (job = e->waiting; job; job = next) {
-        next = job->next_waiting;
-
-        sd_job_ref(job);
-        sd_queue_cancel_locked(job, SD_CANCEL_DRAIN);
-        sd_job_unref(job);
-    }
+    sd_queue_cancel_all_locked(e, SD_CANCEL_DRAIN);
 
     pthread_mutex_unlock(&e->lock);
 }
@@ -377,10 +369,7 @@ sd_engine_free(sd_engine_t *e)
         }
     }
 
-    while ((job = e->waiting) != NULL) {
-        e->waiting = job->next_waiting;
-        sd_job_unref(job);
-    }
+    sd_queue_free(e);
 
     while ((job = e->ready) != NULL) {
         e->ready = job->next_ready;

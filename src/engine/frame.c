@@ -154,7 +154,8 @@ sd_frame_parse_request(sd_request_t *r, const void *data, size_t len,
 
     if (l->dialect > SD_DIALECT_READY || h.method > SD_METHOD_HEAD
         || l->preview > SD_PREVIEW_VAE || l->latent > SD_LATENT_ALL
-        || l->pagination > 1 || h.too_long > SD_FRAME_STRINGS)
+        || l->pagination > 1 || l->priority >= SD_PRIORITIES
+        || h.too_long > SD_FRAME_STRINGS)
     {
         return sd_fail(err, "a frame with a field out of range");
     }

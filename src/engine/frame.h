@@ -25,7 +25,7 @@
 #include "../io/error.h"
 
 
-#define SD_FRAME_MAGIC     0x31464453      /* "SDF1" */
+#define SD_FRAME_MAGIC     0x32464453      /* "SDF2" */
 #define SD_COOKIE_SIZE     32
 #define SD_MAX_BODY        (64 * 1024 * 1024)
 #define SD_MAX_FRAME       (128 * 1024 * 1024)
@@ -75,6 +75,14 @@ typedef enum {
 } sd_latent_t;
 
 
+typedef enum {
+    SD_PRIORITY_LOW,
+    SD_PRIORITY_NORMAL,
+    SD_PRIORITY_HIGH,
+    SD_PRIORITIES
+} sd_priority_t;
+
+
 /* what a location's configuration allows and defaults to */
 
 typedef struct {
@@ -87,6 +95,7 @@ typedef struct {
     uint32_t   preview;         /* sd_preview_t, default of the field */
     uint32_t   latent;          /* sd_latent_t */
     uint32_t   pagination;      /* sagemaker: 0, 1 */
+    uint32_t   priority;        /* sd_priority_t */
 } sd_location_t;
 
 

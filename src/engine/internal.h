@@ -229,6 +229,7 @@ struct sd_job_s {
     sd_request_t             request;       /* points into input */
     sd_engine_model_t       *model;
     const sd_dialect_t      *dialect;
+    sd_priority_t            priority;
     int64_t                  arrived;       /* sd_engine_now() */
 
     /* the encoder that handles the request, then immutable */
@@ -265,6 +266,15 @@ struct sd_job_s {
 };
 
 
+/* the jobs of one priority that wait, in the order in which they came */
+
+typedef struct {
+    sd_job_t   *first, **last;
+    int         n;
+    int64_t     pass;               /* when it is its turn: see queue.c */
+} sd_queue_t;
+
+
 struct sd_engine_s {
     sd_engine_conf_t         conf;
     sd_engine_model_t       *models;
@@ -297,8 +307,10 @@ struct sd_engine_s {
     int                      opened;        /* all models; accept may begin */
     int                      quitting;
     int                      draining;
-    sd_job_t                *waiting, **last_waiting;
+    sd_queue_t               queues[SD_PRIORITIES];
     int                      nwaiting;
+    int64_t                  pass;          /* what the furthest one had when
+                                               its turn came */
     sd_job_t                *ready, **last_ready;       /* with mail */
     sd_job_t                *wake;                      /* with chunks */
     uint64_t                 results[SD_RESULTS];
@@ -395,6 +407,8 @@ void sd_job_report_locked(sd_job_t *job, sd_buf_t *out);
 
 /* queue.c */
 
+void sd_queue_init(sd_engine_t *e);
+void sd_queue_free(sd_engine_t *e);         /* no thread is left */
 /* SD_OK, or 503 with the reason; mails QUEUED where it has to wait */
 int sd_queue_add(sd_job_t *job, sd_error_t *err);
 void sd_queue_cancel(sd_job_t *job, sd_cancel_t reason);
@@ -402,6 +416,8 @@ void sd_queue_cancel_locked(sd_job_t *job, sd_cancel_t reason);
 /* the next picture for this device into one of its slots, or 0; the run holds a
  * reference */
 int sd_queue_take_locked(sd_engine_device_t *d);
+/* all that wait, for this reason */
+void sd_queue_cancel_all_locked(sd_engine_t *e, sd_cancel_t reason);
 /* jobs of a model that could not be loaded */
 void sd_queue_fail(sd_engine_t *e, sd_engine_model_t *m);
 int sd_queue_position_locked(const sd_job_t *job);

@@ -294,6 +294,7 @@ sd_io_frame(sd_engine_t *e, sd_conn_t *c)
 
     job->frame = n;
     job->dialect = sd_dialect(job->request.location.dialect);
+    job->priority = job->request.location.priority;
 
     if (job->request.location.dialect != SD_DIALECT_STATUS) {
         if (job->request.location.model >= e->nmodels) {

@@ -1,6 +1,15 @@
 /*
- * The jobs that wait for a device, first come, first served, and how a job is
- * cancelled wherever it is.  All of it under the engine's lock.
+ * The jobs that wait for a device, and how a job is cancelled wherever it is.
+ * All of it under the engine's lock.
+ *
+ * DESIGN
+ *
+ * Each priority has a queue, first come, first served.  Which of the queues is
+ * next is a matter of weights, 4:2:1, so that nobody starves: a queue whose
+ * picture is taken passes for as long as its weight is small, and the one that
+ * has passed least is next (stride scheduling, Waldspurger and Weihl 1995).  One
+ * that was empty has saved nothing: it begins where the others are, and between
+ * equals the higher priority comes first.
  */
 
 #include <string.h>
@@ -9,6 +18,91 @@
 
 
 #define SD_MAX_RETRY_AFTER  3600
+
+
+/* by sd_priority_t: how much a picture that is taken counts against its queue */
+static const int  sd_queue_stride[SD_PRIORITIES] = { 4, 2, 1 };
+
+
+/* the pictures that wait, in the order in which they will be taken */
+
+typedef struct {
+    sd_job_t   *job[SD_PRIORITIES];
+    int         image[SD_PRIORITIES];
+    int64_t     pass[SD_PRIORITIES];
+} sd_queue_walk_t;
+
+
+void
+sd_queue_init(sd_engine_t *e)
+{
+    int  k;
+
+    for (k = 0; k < SD_PRIORITIES; k++) {
+        e->queues[k].last = &e->queues[k].first;
+    }
+}
+
+
+void
+sd_queue_free(sd_engine_t *e)
+{
+    int        k;
+    sd_job_t  *job;
+
+    for (k = 0; k < SD_PRIORITIES; k++) {
+        while ((job = e->queues[k].first) != NULL) {
+            e->queues[k].first = job->next_waiting;
+            sd_job_unref(job);
+        }
+    }
+}
+
+
+static void
+sd_queue_walk_locked(sd_queue_walk_t *w, const sd_engine_t *e)
+{
+    int  k;
+
+    for (k = 0; k < SD_PRIORITIES; k++) {
+        w->job[k] = e->queues[k].first;
+        w->image[k] = w->job[k] ? w->job[k]->next_image : 0;
+        w->pass[k] = e->queues[k].pass;
+    }
+}
+
+
+/* the next one's job, and which one of it; NULL: that was all */
+
+static sd_job_t *
+sd_queue_walk_next(sd_queue_walk_t *w, int *image)
+{
+    int        i, k;
+    sd_job_t  *job;
+
+    k = -1;
+
+    for (i = SD_PRIORITIES - 1; i >= 0; i--) {
+        if (w->job[i] && (k == -1 || w->pass[i] < w->pass[k])) {
+            k = i;
+        }
+    }
+
+    if (k == -1) {
+        return NULL;
+    }
+
+    job = w->job[k];
+    *image = w->image[k]++;
+    w->pass[k] += sd_queue_stride[k];
+
+    if (w->image[k] == job->params.images) {
+        w->job[k] = job->next_waiting;
+        w->image[k] = w->job[k] ? w->job[k]->next_image : 0;
+    }
+
+    return job;
+}
 
 
 int
@@ -44,10 +138,11 @@ sd_queue_slots_locked(const sd_engine_t *e)
 static double
 sd_queue_work_locked(sd_engine_t *e)
 {
-    int                  i, k, devices;
+    int                  i, k, devices, image;
     double               ms;
     sd_job_t            *job;
     sd_run_t            *run;
+    sd_queue_walk_t      walk;
     sd_engine_device_t  *d;
 
     ms = 0;
@@ -67,9 +162,10 @@ sd_queue_work_locked(sd_engine_t *e)
         }
     }
 
-    for (job = e->waiting; job; job = job->next_waiting) {
-        ms += (double) (job->params.images - job->next_image)
-              * (job->report.steps + 1) * job->model->step_time;
+    sd_queue_walk_locked(&walk, e);
+
+    while ((job = sd_queue_walk_next(&walk, &image)) != NULL) {
+        ms += (job->report.steps + 1) * job->model->step_time;
     }
 
     return devices ? ms / devices : ms;
@@ -100,44 +196,77 @@ sd_queue_retry_after(sd_engine_t *e)
 }
 
 
+/* among those whose first picture waits */
+
 int
 sd_queue_position_locked(const sd_job_t *job)
 {
-    int              n;
-    const sd_job_t  *j;
+    int               n, image;
+    sd_job_t         *j;
+    sd_queue_walk_t   walk;
 
     n = 0;
 
-    for (j = job->engine->waiting; j; j = j->next_waiting) {
-        n++;
-
-        if (j == job) {
-            return n;
-        }
+    if (!job->waiting || job->next_image) {
+        return 0;
     }
 
-    return 0;
+    sd_queue_walk_locked(&walk, job->engine);
+
+    do {
+        j = sd_queue_walk_next(&walk, &image);
+        n += image == 0;
+
+    } while (j != job);
+
+    return n;
 }
 
 
 static void
 sd_queue_remove_locked(sd_job_t *job)
 {
-    sd_job_t     **p;
-    sd_engine_t   *e;
+    sd_job_t    **p;
+    sd_queue_t   *q;
 
-    e = job->engine;
+    q = &job->engine->queues[job->priority];
 
-    for (p = &e->waiting; *p != job; p = &(*p)->next_waiting) { /* void */ }
+    for (p = &q->first; *p != job; p = &(*p)->next_waiting) { /* void */ }
 
     *p = job->next_waiting;
 
     if (*p == NULL) {
-        e->last_waiting = p;
+        q->last = p;
     }
 
+    q->n--;
     job->waiting = 0;
-    e->nwaiting--;
+    job->engine->nwaiting--;
+}
+
+
+static void
+sd_queue_append_locked(sd_job_t *job)
+{
+    sd_queue_t   *q;
+    sd_engine_t  *e;
+
+    e = job->engine;
+    q = &e->queues[job->priority];
+
+    if (q->n == 0 && q->pass < e->pass) {
+        q->pass = e->pass;
+    }
+
+    sd_job_ref(job);
+
+    job->next_waiting = NULL;
+    *q->last = job;
+    q->last = &job->next_waiting;
+
+    q->n++;
+    job->waiting = 1;
+    e->nwaiting++;
 }
 
 
@@ -175,15 +304,10 @@ sd_queue_add(sd_job_t *job, sd_error_t *err)
                       e->nwaiting);
 
     } else {
-        sd_job_ref(job);
-        job->waiting = 1;
         job->next_image = 0;
         job->remaining = job->params.images;
 
-        job->next_waiting = NULL;
-        *e->last_waiting = job;
-        e->last_waiting = &job->next_waiting;
-        e->nwaiting++;
+        sd_queue_append_locked(job);
 
         /* who need not wait is told nothing, and before the model is loaded
          * the answer may yet be that it cannot be */
@@ -191,7 +315,7 @@ sd_queue_add(sd_job_t *job, sd_error_t *err)
         if (mail && e->nwaiting > free && job->params.format->progressive
             && job->model->state == SD_MODEL_READY)
         {
-            mail->event.position = e->nwaiting;
+            mail->event.position = sd_queue_position_locked(job);
             mail->event.steps = job->report.steps;
             mail->event.seed = job->report.seed;
             sd_job_mail_locked(job, mail);
@@ -238,11 +362,42 @@ sd_queue_better_locked(const sd_engine_device_t *d, const sd_job_t *job)
 }
 
 
+/* of the first ones that this device can take, the one whose turn it is */
+
+static sd_job_t *
+sd_queue_next_locked(const sd_engine_device_t *d)
+{
+    int                k;
+    sd_job_t          *job, *next;
+    const sd_queue_t  *q, *queues;
+
+    next = NULL;
+    queues = d->engine->queues;
+
+    for (k = SD_PRIORITIES - 1; k >= 0; k--) {
+        q = &queues[k];
+
+        for (job = q->first; job; job = job->next_waiting) {
+            if (sd_queue_has_model(d, job) && !sd_queue_better_locked(d, job)) {
+                break;
+            }
+        }
+
+        if (job && (next == NULL || q->pass < queues[next->priority].pass)) {
+            next = job;
+        }
+    }
+
+    return next;
+}
+
+
 int
 sd_queue_take_locked(sd_engine_device_t *d)
 {
     sd_job_t     *job;
     sd_run_t     *run;
+    sd_queue_t   *q;
     sd_engine_t  *e;
 
     if (d->nrunning == d->slots) {
@@ -250,16 +405,16 @@ sd_queue_take_locked(sd_engine_device_t *d)
     }
 
     e = d->engine;
-
-    for (job = e->waiting; job; job = job->next_waiting) {
-        if (sd_queue_has_model(d, job) && !sd_queue_better_locked(d, job)) {
-            break;
-        }
-    }
+    job = sd_queue_next_locked(d);
 
     if (job == NULL) {
         return 0;
     }
+
+    q = &e->queues[job->priority];
+
+    e->pass = q->pass > e->pass ? q->pass : e->pass;
+    q->pass += sd_queue_stride[job->priority];
 
     for (run = d->runs; run->job; run++) { /* void */ }
 
@@ -378,17 +533,40 @@ sd_queue_cancel(sd_job_t *job, sd_cancel_t reason)
 
 
 void
+sd_queue_cancel_all_locked(sd_engine_t *e, sd_cancel_t reason)
+{
+    int        k;
+    sd_job_t  *job, *next;
+
+    for (k = 0; k < SD_PRIORITIES; k++) {
+        for (job = e->queues[k].first; job; job = next) {
+            next = job->next_waiting;
+
+            sd_job_ref(job);
+            sd_queue_cancel_locked(job, reason);
+            sd_job_unref(job);
+        }
+    }
+}
+
+
+void
 sd_queue_fail(sd_engine_t *e, sd_engine_model_t *m)
 {
+    int          k;
     sd_job_t    *job, *next;
     sd_error_t   err;
 
     pthread_mutex_lock(&e->lock);
 
-    for (job = e->waiting; job; job = next) {
-        next = job->next_waiting;
+    for (k = 0; k < SD_PRIORITIES; k++) {
+        for (job = e->queues[k].first; job; job = next) {
+            next = job->next_waiting;
 
-        if (job->model == m) {
+            if (job->model != m) {
+                continue;
+            }
+
             sd_error(&err, 503, "model_failed", NULL, "%s", m->error.message);
             job->remaining = 0;
             sd_queue_remove_locked(job);

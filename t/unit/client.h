@@ -103,6 +103,7 @@ request(uint32_t dialect, const char *accept)
     r.location.max_pixels = 512 * 512;
     r.location.max_images = 4;
     r.location.preview = SD_PREVIEW_RGB;
+    r.location.priority = SD_PRIORITY_NORMAL;
     r.method = SD_METHOD_POST;
     r.uri = str("/generate");
     r.accept = str(accept);

@@ -35,6 +35,29 @@ no_pictures(sd_engine_t *e)
 }
 
 
+/* until the status says so */
+
+static void
+wait_status(const char *what)
+{
+    int       i;
+    answer_t  a = { 0 };
+
+    for (i = 0; i < 5000; i++) {
+        ask(&a, request(SD_DIALECT_STATUS, ""), NULL);
+
+        if (has(&a, what)) {
+            break;
+        }
+
+        nap(2);
+    }
+
+    ok(i < 5000, "status: %s", what);
+    forget(&a);
+}
+
+
 static void
 test_loading(sd_engine_t *e)
 {
@@ -400,6 +423,70 @@ test_queue(sd_engine_t *e)
            "the first one noticed nothing");
 
     no_pictures(e);
+
+    fake_step_ms = 1;
+    forget(&a);
+}
+
+
+/* by weights, of those that wait: the order in which they are admitted */
+
+static void
+test_priorities(void)
+{
+    int           fd[13], i, j, k;
+    char          order[13];
+    uint32_t      time[12];
+    answer_t      a = { 0 };
+    sd_engine_t  *e;
+    sd_request_t  r;
+
+    static const char  come[] = "lnhlnhlnhlnh";
+
+    e = start(12, 1);
+
+    ask(&a, request(SD_DIALECT_NATIVE, ""), "{\"prompt\":\"x\"}");
+
+    fake_step_ms = 200;
+    r = request(SD_DIALECT_NATIVE, JSON);
+    fd[12] = send_request(&r, "{\"prompt\":\"x\",\"steps\":100}");
+    wait_status("\"running\":1,\"queue\":{\"waiting\":0,");
+
+    for (i = 0; i < 12; i++) {
+        r.location.priority = come[i] == 'l' ? SD_PRIORITY_LOW
+                              : come[i] == 'h' ? SD_PRIORITY_HIGH
+                              : SD_PRIORITY_NORMAL;
+        fd[i] = send_request(&r, "{\"prompt\":\"x\",\"steps\":2}");
+    }
+
+    wait_status("\"waiting\":12,");
+    fake_step_ms = 10;
+    close(fd[12]);
+
+    for (i = 0; i < 12; i++) {
+        forget(&a);
+        finish(fd[i], &a);
+        time[i] = a.info.queue_time;
+    }
+
+    for (i = 0; i < 12; i++) {
+        for (k = 0; time[k] == 0; k++) { /* void */ }
+
+        /* those of one priority in the order in which they came */
+
+        for (j = k; j < 12; j++) {
+            k = time[j] && time[j] < time[k] ? j : k;
+        }
+
+        order[i] = come[k];
+        time[k] = 0;
+    }
+
+    order[12] = '\0';
+    is_str(order, "hlhhnhnlnnll", "four of high, two of normal, one of low");
+
+    no_pictures(e);
+    sd_engine_stop(e);
 
     fake_step_ms = 1;
     forget(&a);
@@ -1088,6 +1175,7 @@ main(void)
     test_drain(e);
     sd_engine_stop(e);
 
+    test_priorities();
     test_storm("cpu");
     test_storm("cuda:0");
     test_storm("cuda:0 cuda:1");
