@@ -85,6 +85,7 @@ help:
 	@echo '               make gpu-sanitize: its kernels in compute-sanitizer'
 	@echo 'make bench     measure this machine, write bench/RESULTS.md'
 	@echo 'make bench-gpu measure its GPU'
+	@echo 'make bench-load  many clients against one at a time; 10 minutes'
 	@echo 'make golden    remake the reference numbers (torch, diffusers)'
 	@echo 'make valgrind  a demo under valgrind: no error, no leak; minutes'
 	@echo 'make fuzz      FUZZ_TIME=60 seconds a parser, with clang'
@@ -257,6 +258,11 @@ $(BUILD)/bench/%: $(BUILD)/bench/%.o $(BUILD)/libsd.a
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LDLIBS)
 
+# a program of its own: it asks a server
+$(BUILD)/bench/load: $(BUILD)/bench/load.o
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ -lm
+
 $(BUILD)/t/unit/%: $(BUILD)/t/unit/%.o $(BUILD)/libsd.a
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LDLIBS)
@@ -284,7 +290,8 @@ test: units
 else
 test:
 	@$(MAKE) --no-print-directory deps PKGS='$(PKGS) $(TEST_PKGS)'
-	@$(MAKE) --no-print-directory -j$$(nproc) all units $(if $(CUDNN),cuda)
+	@$(MAKE) --no-print-directory -j$$(nproc) all units \
+	    $(BUILD)/bench/load $(if $(CUDNN),cuda)
 	SD_BUILD=$(BUILD) prove -It/lib \
 	    $(if $(filter command line,$(origin T)),$(T),$(TESTS) $(T))
 endif
@@ -340,6 +347,11 @@ golden: $(VENV)/golden
 .PHONY: bench
 bench: all $(BUILD)/bench/ops
 	bench/run
+
+
+.PHONY: bench-load
+bench-load: all $(BUILD)/bench/load
+	bench/load
 
 
 # the demo

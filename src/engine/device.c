@@ -12,7 +12,7 @@
 #include "internal.h"
 
 
-#define SD_CPU_SLOTS   4
+#define SD_CPU_SLOTS   16
 #define SD_CARD_SLOTS  8
 
 

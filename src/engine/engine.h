@@ -61,7 +61,7 @@ typedef struct {
     size_t                   nmodels;
     int                      queue;         /* jobs that may wait */
     int                      slots;         /* pictures that run at a time on
-                                               a device; 0: 4, on a card 8 */
+                                               a device; 0: 16, on a card 8 */
     int                      encoders;      /* threads; 0: one or two */
     int                      heartbeat;     /* ms, 15000 */
 

@@ -1002,7 +1002,7 @@ test_no_cards(void)
     is_int(a.status, 200, "no card: the cpu");
     ask(&a, request(SD_DIALECT_STATUS, ""), NULL);
     ok(has(&a, "\"devices\":[{\"name\":\"cpu\",\"state\":\"ready\"")
-       && has(&a, "\"slots\":4,"), "with its slots");
+       && has(&a, "\"slots\":16,"), "with its slots");
     ok(strstr(log_lines, "no GPU, the cpu computes: there is no card") != NULL,
        "and a line in the log");
     sd_engine_stop(e);
