@@ -406,14 +406,14 @@ sd_device_failed(sd_engine_device_t *d, sd_error_t *err)
 }
 
 
-/* a picture that nobody sees: pages are touched, and a step's time is known */
+/* a picture that nobody sees: pages are touched, and times are known */
 
 static int
 sd_copy_warm_size(sd_engine_device_t *d, size_t i, sd_size_t size,
     sd_error_t *err)
 {
-    int                 rc;
-    int64_t             start;
+    int                 rc, n;
+    double              begin, steps, start;
     uint8_t            *rgb;
     sd_params_t         params;
     sd_engine_t        *e;
@@ -445,25 +445,44 @@ sd_copy_warm_size(sd_engine_device_t *d, size_t i, sd_size_t size,
         return rc;
     }
 
-    rc = sd_picture_begin(p, cx, &e->stopping, err);
-    start = sd_engine_now();
+    sd_picture_info(p, &info);
+    n = info.evaluations;
 
-    for (info.step = 0; rc == SD_OK && info.step == 0; /* void */ ) {
+    start = sd_engine_clock();
+    rc = sd_picture_begin(p, cx, &e->stopping, err);
+    begin = sd_engine_clock() - start;
+
+    start = sd_engine_clock();
+
+    while (rc == SD_OK && info.step == 0) {
         rc = sd_batch_row(copy->batch, &p, 1, &e->stopping, err);
         sd_picture_info(p, &info);
     }
 
-    if (rc == SD_OK) {
-        pthread_mutex_lock(&e->lock);
-        e->models[i].step_time = sd_engine_now() - start;
-        pthread_mutex_unlock(&e->lock);
+    steps = sd_engine_clock() - start;
 
+    if (rc == SD_OK) {
         rgb = malloc((size_t) params.width * params.height * 3);
+
+        start = sd_engine_clock();
 
         rc = rgb ? sd_picture_decode(p, cx, 0, rgb, NULL, &e->stopping, err)
                  : sd_fail(err, "no memory for a picture");
 
         free(rgb);
+    }
+
+    if (rc == SD_OK) {
+        pthread_mutex_lock(&e->lock);
+
+        sd_cost_measured_locked(copy, SD_COST_BEGIN, size.width, size.height,
+                                begin);
+        sd_cost_measured_locked(copy, SD_COST_EVALUATION, size.width,
+                                size.height, steps / n);
+        sd_cost_measured_locked(copy, SD_COST_FINISH, size.width, size.height,
+                                sd_engine_clock() - start);
+
+        pthread_mutex_unlock(&e->lock);
     }
 
     sd_picture_destroy(p);
@@ -572,6 +591,7 @@ static void
 sd_copy_load(sd_engine_device_t *d, size_t i)
 {
     int                 rc;
+    double              step;
     int64_t             start, loaded;
     sd_error_t          err;
     sd_engine_t        *e;
@@ -610,13 +630,15 @@ sd_copy_load(sd_engine_device_t *d, size_t i)
     pthread_mutex_lock(&e->lock);
     m->load_time = sd_engine_now() - start;
     sd_copy_state_locked(d, i, SD_MODEL_READY);
+    step = sd_cost_step_locked(e, m, copy->model->default_width,
+                               copy->model->default_height);
     pthread_mutex_unlock(&e->lock);
 
     sd_engine_log(e, SD_LOG_NOTICE, "model \"%s\" is ready: %.1f MB packed, "
                   "loaded in %.2fs, warm in %.2fs, %.0f ms a step, %s %s, %s",
                   m->path, copy->model->packed_bytes / 1e6,
                   (loaded - start) / 1e3, (sd_engine_now() - loaded) / 1e3,
-                  m->step_time, device->name, device->isa, device->numerics);
+                  step, device->name, device->isa, device->numerics);
 }
 
 

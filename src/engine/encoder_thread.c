@@ -270,6 +270,11 @@ sd_encoder_info(sd_job_t *job, sd_error_t *err)
     info->info = pi;
     info->created = time(NULL);
 
+    for (i = pi.step + 1; i < pi.steps; i++) {
+        job->decodes += job->params.preview == SD_PREVIEW_VAE
+                        && sd_preview_due(&job->params, i, pi.step, pi.steps);
+    }
+
     sd_job_warn(&job->params, &pi);
 
     if (job->params.format->state_size) {

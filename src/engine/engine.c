@@ -28,14 +28,21 @@ static int sd_engine_threads(sd_engine_t *e, sd_error_t *err);
 static void sd_engine_free(sd_engine_t *e);
 
 
-int64_t
-sd_engine_now(void)
+double
+sd_engine_clock(void)
 {
     struct timespec  ts;
 
     clock_gettime(CLOCK_MONOTONIC, &ts);
 
-    return (int64_t) ts.tv_sec * 1000 + ts.tv_nsec / 1000000;
+    return ts.tv_sec * 1e3 + ts.tv_nsec * 1e-6;
+}
+
+
+int64_t
+sd_engine_now(void)
+{
+    return (int64_t) sd_engine_clock();
 }
 
 

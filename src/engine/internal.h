@@ -19,6 +19,7 @@
  *                     the queue, steps them in turn.
  *   run.c             what is done with a picture in its turn, and mailed.
  *   queue.c           the jobs that wait, and cancellation.
+ *   cost.c            what work will take, by what such work took.
  *   job.c             a job, its mailbox and its outbox.
  *   status.c          what the engine tells about itself.
  *
@@ -97,8 +98,6 @@ typedef struct {
     sd_model_state_t     state;         /* lock; of the device that is ahead */
     sd_error_t           error;         /* lock; where it has failed on all */
     uint32_t             load_time;     /* lock; ms */
-    double               step_time;     /* lock; ms of a device for a step of a
-                                           picture, an average that forgets */
 } sd_engine_model_t;
 
 
@@ -116,6 +115,30 @@ typedef struct {
 
 
 #define SD_KNOWN_SIZES  32
+#define SD_COST_SIZES   8
+
+
+/* what such work took, by the size of the picture; averages that forget */
+
+typedef enum {
+    SD_COST_EVALUATION,         /* of the model, a sample */
+    SD_COST_BEGIN,
+    SD_COST_FINISH,             /* and as much for each decoded preview */
+    SD_COSTS
+} sd_cost_what_t;
+
+typedef struct {
+    double               pixels;        /* 0: a free place, as all behind it */
+    double               ms;            /* of the device */
+    int                  n;             /* measurements, of which it counts the
+                                           last few */
+    uint64_t             when;          /* the last one was */
+} sd_cost_size_t;
+
+typedef struct {
+    sd_cost_size_t       sizes[SD_COST_SIZES];
+    uint64_t             when;
+} sd_cost_t;
 
 
 /* a model on a device */
@@ -134,6 +157,7 @@ typedef struct {
 
     sd_model_state_t     state;         /* lock */
     sd_error_t           error;         /* lock */
+    sd_cost_t            costs[SD_COSTS];       /* lock */
 } sd_engine_copy_t;
 
 
@@ -156,6 +180,7 @@ typedef struct {
     sd_phase_t           phase;         /* lock */
     uint64_t             turn;          /* lock; lower ones come first */
     int                  step, steps;   /* lock */
+    int                  evaluations;   /* lock; that are left */
 
     sd_engine_copy_t    *copy;
     sd_picture_t        *picture;
@@ -166,7 +191,7 @@ typedef struct {
     int                  first;         /* the step that it began at */
     uint64_t             seed;
     int                  previews;      /* made so far */
-    double               ms;            /* of this step so far */
+    int                  samples;       /* of a row */
     unsigned             preview:1;     /* due at this step */
     unsigned             latent:1;
     unsigned             page:1;        /* and that is the end of it */
@@ -235,6 +260,7 @@ struct sd_job_s {
     /* the encoder that handles the request, then immutable */
     sd_job_params_t          params;
     sd_job_info_t            info;
+    int                      decodes;       /* previews of a picture that are */
     sd_picture_t            *picture;       /* image 0, until its run */
 
     /* encoders, one at a time */
@@ -323,6 +349,7 @@ struct sd_engine_s {
 /* engine.c */
 
 int64_t sd_engine_now(void);                /* ms, monotonic */
+double sd_engine_clock(void);               /* the same with fractions */
 void sd_engine_log(sd_engine_t *e, sd_log_level_t level, const char *fmt, ...)
     __attribute__((format(printf, 3, 4)));
 int sd_engine_thread(pthread_t *t, void *(*main)(void *), void *data,
@@ -428,6 +455,27 @@ int sd_queue_slots_locked(const sd_engine_t *e);
 int sd_queue_retry_after(sd_engine_t *e);
 /* what a job that is cancelled for this reason is told */
 void sd_cancel_error(sd_error_t *err, sd_cancel_t reason);
+
+
+/* cost.c: 0 where nothing is known yet, as no device has the model ready */
+
+void sd_cost_measured_locked(sd_engine_copy_t *copy, sd_cost_what_t what,
+    int width, int height, double ms);
+/* ms of a device, any of those that have the model */
+double sd_cost_locked(const sd_engine_t *e, const sd_engine_model_t *m,
+    sd_cost_what_t what, int width, int height);
+/* a guided step of a picture, and a whole picture with so many */
+double sd_cost_step_locked(const sd_engine_t *e, const sd_engine_model_t *m,
+    int width, int height);
+double sd_cost_picture_locked(const sd_engine_t *e, const sd_engine_model_t *m,
+    int width, int height, int steps);
+/* a picture of a job that waits, from its own beginning; what is left of one
+ * that runs */
+double sd_cost_job_locked(const sd_job_t *job);
+double sd_cost_run_locked(const sd_run_t *run);
+/* a row of the sampler's table on one device, with so many samples */
+double sd_cost_row_locked(const sd_engine_copy_t *copy, int width, int height,
+    int samples);
 
 
 /* status.c */

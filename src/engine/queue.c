@@ -133,7 +133,7 @@ sd_queue_slots_locked(const sd_engine_t *e)
 }
 
 
-/* work ahead: steps of all pictures that run or wait, in ms of all devices */
+/* work ahead: all pictures that run or wait, in ms of all devices */
 
 static double
 sd_queue_work_locked(sd_engine_t *e)
@@ -156,8 +156,7 @@ sd_queue_work_locked(sd_engine_t *e)
             run = &d->runs[i];
 
             if (run->job) {
-                ms += (run->steps - run->step + 1)
-                      * run->job->model->step_time;
+                ms += sd_cost_run_locked(run);
             }
         }
     }
@@ -165,7 +164,7 @@ sd_queue_work_locked(sd_engine_t *e)
     sd_queue_walk_locked(&walk, e);
 
     while ((job = sd_queue_walk_next(&walk, &image)) != NULL) {
-        ms += (job->report.steps + 1) * job->model->step_time;
+        ms += sd_cost_job_locked(job);
     }
 
     return devices ? ms / devices : ms;
@@ -422,7 +421,10 @@ sd_queue_take_locked(sd_engine_device_t *d)
     run->copy = &d->copies[job->model - e->models];
     run->image = job->next_image++;
     run->phase = SD_RUN_BEGIN;
-    run->steps = job->report.steps;
+    run->first = job->info.info.step;
+    run->step = job->info.info.step;
+    run->steps = job->info.info.steps;
+    run->evaluations = job->info.info.evaluations;
     run->turn = ++d->turns;
 
     d->nrunning++;

@@ -9,7 +9,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include "internal.h"
 
@@ -23,7 +22,7 @@ typedef enum {
 } sd_ends_t;
 
 
-static int sd_run_stepped(sd_engine_device_t *d, sd_run_t *run, double ms,
+static int sd_run_stepped(sd_engine_device_t *d, sd_run_t *run,
     sd_error_t *err);
 static int sd_run_show(sd_engine_device_t *d, sd_run_t *run, sd_error_t *err);
 static void sd_run_end(sd_engine_device_t *d, sd_run_t *run);
@@ -38,6 +37,20 @@ sd_run_phase(sd_engine_device_t *d, sd_run_t *run, sd_phase_t phase)
 
     run->phase = phase;
     pthread_cond_broadcast(&d->engine->device_cond);
+
+    pthread_mutex_unlock(&d->engine->lock);
+}
+
+
+/* for those to come */
+
+static void
+sd_run_measured(sd_engine_device_t *d, sd_run_t *run, sd_cost_what_t what,
+    double ms)
+{
+    pthread_mutex_lock(&d->engine->lock);
+
+    sd_cost_measured_locked(run->copy, what, run->width, run->height, ms);
 
     pthread_mutex_unlock(&d->engine->lock);
 }
@@ -114,6 +127,7 @@ int
 sd_run_begin(sd_engine_device_t *d, sd_run_t *run, sd_error_t *err)
 {
     int                 rc;
+    double              start;
     sd_job_t           *job;
     sd_mail_t          *mail;
     sd_params_t         params;
@@ -163,17 +177,24 @@ sd_run_begin(sd_engine_device_t *d, sd_run_t *run, sd_error_t *err)
         return SD_ERROR;
     }
 
+    start = sd_engine_clock();
+
     rc = sd_picture_begin(run->picture, cx, &job->cancelled, err);
     if (rc != SD_OK) {
         return rc;
     }
+
+    sd_run_measured(d, run, SD_COST_BEGIN, sd_engine_clock() - start);
+
+    run->seed = info.seed;
+    run->samples = info.samples;
 
     pthread_mutex_lock(&e->lock);
 
     run->first = info.step;
     run->step = info.step;
     run->steps = info.steps;
-    run->seed = info.seed;
+    run->evaluations = info.evaluations;
 
     pthread_mutex_unlock(&e->lock);
 
@@ -197,22 +218,11 @@ sd_run_begin(sd_engine_device_t *d, sd_run_t *run, sd_error_t *err)
 }
 
 
-static double
-sd_run_clock(void)
-{
-    struct timespec  ts;
-
-    clock_gettime(CLOCK_MONOTONIC, &ts);
-
-    return ts.tv_sec * 1e3 + ts.tv_nsec * 1e-6;
-}
-
-
 int
 sd_run_step(sd_engine_device_t *d, sd_run_t **runs, int n, sd_error_t *err)
 {
-    int                i, rc;
-    double             ms;
+    int                i, rc, samples;
+    double             start;
     sd_error_t         error;
     sd_picture_t      *pictures[SD_MAX_SLOTS];
     sd_engine_copy_t  *copy;
@@ -223,13 +233,14 @@ sd_run_step(sd_engine_device_t *d, sd_run_t **runs, int n, sd_error_t *err)
         return SD_ERROR;
     }
 
-    for (i = 0; i < n; i++) {
+    for (i = 0, samples = 0; i < n; i++) {
         pictures[i] = runs[i]->picture;
+        samples += runs[i]->samples;
     }
 
     /* what several make is not given up for one of them: it leaves after */
 
-    ms = sd_run_clock();
+    start = sd_engine_clock();
 
     rc = sd_batch_row(copy->batch, pictures, n,
                       n == 1 ? &runs[0]->job->cancelled : NULL, err);
@@ -237,10 +248,11 @@ sd_run_step(sd_engine_device_t *d, sd_run_t **runs, int n, sd_error_t *err)
         return rc;
     }
 
-    ms = sd_run_clock() - ms;
+    sd_run_measured(d, runs[0], SD_COST_EVALUATION,
+                    (sd_engine_clock() - start) / samples);
 
     for (i = 0; i < n; i++) {
-        if (sd_run_stepped(d, runs[i], ms / n, &error) == SD_ERROR) {
+        if (sd_run_stepped(d, runs[i], &error) == SD_ERROR) {
             sd_run_fail(d, runs[i], &error);
         }
     }
@@ -252,31 +264,25 @@ sd_run_step(sd_engine_device_t *d, sd_run_t **runs, int n, sd_error_t *err)
 /* a row has been made, which may have been the step's last */
 
 static int
-sd_run_stepped(sd_engine_device_t *d, sd_run_t *run, double ms,
-    sd_error_t *err)
+sd_run_stepped(sd_engine_device_t *d, sd_run_t *run, sd_error_t *err)
 {
+    int                 whole;
     sd_job_t           *job;
     sd_engine_t        *e;
-    sd_engine_model_t  *m;
     sd_picture_info_t   info;
 
     e = d->engine;
     job = run->job;
-    m = job->model;
-
-    run->ms += ms;
 
     sd_picture_info(run->picture, &info);
 
-    if (info.step == run->step) {
-        return SD_OK;
-    }
+    whole = info.step != run->step;
 
     pthread_mutex_lock(&e->lock);
 
     run->step = info.step;
-    e->steps++;
-    m->step_time = m->step_time ? m->step_time * 0.9 + run->ms * 0.1 : run->ms;
+    run->evaluations = info.evaluations;
+    e->steps += whole;
 
     if (run->step > (int) job->report.step) {
         job->report.step = run->step;
@@ -284,7 +290,9 @@ sd_run_stepped(sd_engine_device_t *d, sd_run_t *run, double ms,
 
     pthread_mutex_unlock(&e->lock);
 
-    run->ms = 0;
+    if (!whole) {
+        return SD_OK;
+    }
 
     if (run->step == run->steps) {
         sd_run_phase(d, run, SD_RUN_FINISH);
@@ -336,6 +344,7 @@ sd_run_picture(sd_engine_device_t *d, sd_run_t *run, sd_mail_t *mail,
     sd_error_t *err)
 {
     int            rc, width, height, scale;
+    double         start;
     size_t         size;
     sd_job_t      *job;
     sd_context_t  *cx;
@@ -355,11 +364,17 @@ sd_run_picture(sd_engine_device_t *d, sd_run_t *run, sd_mail_t *mail,
 
     if (scale == 1) {
         cx = sd_copy_side(d, run->copy, run->side_size, err);
+        start = sd_engine_clock();
 
         rc = cx ? sd_picture_decode(run->picture, cx, 1,
                                     (uint8_t *) mail->rgb.data, NULL,
                                     &job->cancelled, err)
                 : SD_ERROR;
+
+        if (rc == SD_OK) {
+            sd_run_measured(d, run, SD_COST_FINISH, sd_engine_clock() - start);
+        }
+
     } else {
         rc = sd_picture_preview(run->picture, &run->copy->unit->steps,
                                 (uint8_t *) mail->rgb.data, err);
@@ -416,6 +431,7 @@ int
 sd_run_finish(sd_engine_device_t *d, sd_run_t *run, sd_error_t *err)
 {
     int            rc;
+    double         start;
     size_t         size;
     sd_job_t      *job;
     sd_mail_t     *mail;
@@ -439,6 +455,8 @@ sd_run_finish(sd_engine_device_t *d, sd_run_t *run, sd_error_t *err)
     rc = sd_picture_state(run->picture, &mail->latent, err);
 
     if (rc == SD_OK) {
+        start = sd_engine_clock();
+
         rc = sd_picture_decode(run->picture, cx, 0, (uint8_t *) mail->rgb.data,
                                NULL, &job->cancelled, err);
     }
@@ -447,6 +465,8 @@ sd_run_finish(sd_engine_device_t *d, sd_run_t *run, sd_error_t *err)
         sd_mail_free(mail);
         return rc;
     }
+
+    sd_run_measured(d, run, SD_COST_FINISH, sd_engine_clock() - start);
 
     mail->rgb.len = size;
     mail->event.rgb_width = run->width;

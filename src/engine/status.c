@@ -56,7 +56,8 @@ sd_status_device_locked(sd_buf_t *out, const sd_engine_device_t *d)
 
 
 static void
-sd_status_model_locked(sd_buf_t *out, const sd_engine_model_t *m)
+sd_status_model_locked(sd_buf_t *out, const sd_engine_t *e,
+    const sd_engine_model_t *m)
 {
     sd_model_t  *model;
 
@@ -88,7 +89,8 @@ sd_status_model_locked(sd_buf_t *out, const sd_engine_model_t *m)
     }
 
     sd_buf_printf(out, "\"load_ms\":%u,\"step_ms\":%.1f}", m->load_time,
-                  m->step_time);
+                  model ? sd_cost_step_locked(e, m, model->default_width,
+                                              model->default_height) : 0);
 }
 
 
@@ -133,7 +135,7 @@ sd_engine_status(sd_engine_t *e, sd_buf_t *out)
 
     for (k = 0; k < e->nmodels; k++) {
         sd_buf_puts(out, k ? "," : "");
-        sd_status_model_locked(out, &e->models[k]);
+        sd_status_model_locked(out, e, &e->models[k]);
     }
 
     sd_buf_puts(out, "]}\n");

@@ -477,6 +477,8 @@ sd_picture_info(const sd_picture_t *p, sd_picture_info_t *info)
     info->steps = p->steps;
     info->width = p->width;
     info->height = p->height;
+    info->samples = p->n;
+    info->evaluations = (p->nrows - p->row) * p->n;
     info->seed = p->seed;
     info->sampler = p->sampler->name;
     info->prompt_tokens = p->prompt_tokens;

@@ -88,6 +88,9 @@ int sd_picture_state(sd_picture_t *p, sd_buf_t *out, sd_error_t *err);
 typedef struct {
     int           step, steps;          /* step: done, 0 .. steps */
     int           width, height;
+    int           samples;              /* 2: guided */
+    int           evaluations;          /* of the model, one for a sample, that
+                                           the steps left will take */
     uint64_t      seed;
     const char   *sampler;
     int           prompt_tokens;        /* > 77: it was cut */

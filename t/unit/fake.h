@@ -536,6 +536,8 @@ sd_picture_info(const sd_picture_t *p, sd_picture_info_t *info)
     info->steps = p->steps;
     info->width = p->width;
     info->height = p->height;
+    info->samples = p->guidance > 1 ? 2 : 1;
+    info->evaluations = (p->steps - p->step) * info->samples;
     info->seed = p->seed;
     info->sampler = p->sampler->name;
     info->prompt_tokens = 5;
