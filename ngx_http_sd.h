@@ -16,6 +16,7 @@
 
 #include <pthread.h>
 
+#include "src/engine/check.h"
 #include "src/engine/engine.h"
 #include "src/engine/frame.h"
 
@@ -109,6 +110,10 @@ typedef enum {
     NGX_HTTP_SD_VAR_MODEL
 } ngx_http_sd_variable_e;
 
+
+/* ngx_http_sd_module.c */
+
+sd_user_t *ngx_http_sd_user(ngx_cycle_t *cycle, sd_user_t *user);
 
 /* ngx_http_sd_upstream.c */
 

@@ -35,6 +35,8 @@ struct ngx_http_sd_log_s {
 };
 
 
+static void ngx_http_sd_check(ngx_cycle_t *cycle,
+    ngx_http_sd_main_conf_t *smcf);
 static ngx_http_sd_engine_t *ngx_http_sd_create_engine(ngx_cycle_t *cycle);
 static void ngx_http_sd_close_engine(void *data);
 static ngx_int_t ngx_http_sd_start_engine(ngx_cycle_t *cycle,
@@ -60,13 +62,15 @@ ngx_http_sd_init_module(ngx_cycle_t *cycle)
 {
     ngx_http_sd_main_conf_t  *smcf;
 
-    if (ngx_test_config) {
-        return NGX_OK;
-    }
-
     smcf = ngx_http_cycle_get_module_main_conf(cycle, ngx_http_sd_module);
 
     if (smcf == NULL || smcf->handlers == 0) {
+        return NGX_OK;
+    }
+
+    ngx_http_sd_check(cycle, smcf);
+
+    if (ngx_test_config) {
         return NGX_OK;
     }
 
@@ -80,6 +84,46 @@ ngx_http_sd_init_module(ngx_cycle_t *cycle)
     smcf->engine->drain_timeout = smcf->drain_timeout;
 
     return NGX_OK;
+}
+
+
+/* what other modules' settings and the file system have to do with ours, and
+ * is known only here */
+
+static void
+ngx_http_sd_check(ngx_cycle_t *cycle, ngx_http_sd_main_conf_t *smcf)
+{
+    sd_user_t         user, *as;
+    sd_error_t        err;
+    ngx_core_conf_t  *ccf;
+
+    ccf = (ngx_core_conf_t *) ngx_get_conf(cycle->conf_ctx, ngx_core_module);
+
+    if (ccf->shutdown_timeout
+        && (smcf->drain_timeout == 0
+            || smcf->drain_timeout >= ccf->shutdown_timeout))
+    {
+        ngx_log_error(NGX_LOG_WARN, cycle->log, 0,
+                      "\"sd_drain_timeout\" is not shorter than "
+                      "\"worker_shutdown_timeout\", at which pictures are cut "
+                      "without their state");
+    }
+
+    if (smcf->cache == NULL) {
+        return;
+    }
+
+    as = ngx_http_sd_user(cycle, &user);
+
+    if (sd_check_directory((char *) smcf->cache->name.data, as, &err)
+        != SD_OK)
+    {
+        ngx_log_error(NGX_LOG_WARN, cycle->log, 0,
+                      "\"sd_cache_path\" \"%V\" cannot be written to%s%s%s, "
+                      "and does nothing: %s", &smcf->cache->name,
+                      as ? " by user \"" : "", as ? as->name : "",
+                      as ? "\"" : "", err.message);
+    }
 }
 
 

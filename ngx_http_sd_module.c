@@ -21,7 +21,6 @@
 
 
 #include "ngx_http_sd.h"
-#include "src/engine/check.h"
 
 
 #define NGX_HTTP_SD_HEARTBEAT     15000     /* ms, at most */
@@ -715,6 +714,29 @@ ngx_http_sd_set_handler(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
 }
 
 
+/* the user of the workers, where the process is not theirs; or NULL */
+
+sd_user_t *
+ngx_http_sd_user(ngx_cycle_t *cycle, sd_user_t *user)
+{
+    ngx_core_conf_t  *ccf;
+
+    ccf = (ngx_core_conf_t *) ngx_get_conf(cycle->conf_ctx, ngx_core_module);
+
+    if (geteuid() != 0 || ccf->user == (ngx_uid_t) NGX_CONF_UNSET_UINT
+        || ccf->user == 0)
+    {
+        return NULL;
+    }
+
+    user->name = ccf->username;
+    user->uid = ccf->user;
+    user->gid = ccf->group;
+
+    return user;
+}
+
+
 /*
  * checks the model at once, where an error can name the line.  A worker may
  * see less than the root that runs `nginx -t`: it is checked as that user.
@@ -729,7 +751,6 @@ ngx_http_sd_set_model(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
     ngx_str_t                *value, *path;
     ngx_uint_t                i;
     sd_error_t                err;
-    ngx_core_conf_t          *ccf;
     ngx_http_sd_main_conf_t  *smcf;
 
     if (slcf->model.data) {
@@ -767,18 +788,7 @@ ngx_http_sd_set_model(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
         }
     }
 
-    as = NULL;
-    ccf = (ngx_core_conf_t *) ngx_get_conf(cf->cycle->conf_ctx,
-                                           ngx_core_module);
-
-    if (geteuid() == 0 && ccf->user != (ngx_uid_t) NGX_CONF_UNSET_UINT
-        && ccf->user != 0)
-    {
-        user.name = ccf->username;
-        user.uid = ccf->user;
-        user.gid = ccf->group;
-        as = &user;
-    }
+    as = ngx_http_sd_user(cf->cycle, &user);
 
     if (sd_check_model((char *) value[1].data, as, &err) != SD_OK) {
         ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,

@@ -52,6 +52,25 @@ sub accepted {
 }
 
 
+# what is accepted with a warning; undef: without any
+
+sub warned {
+    my ($name, $message, %conf) = @_;
+
+    my ($rc, $out) = SD->new(server => $generate, %conf)->check();
+    my ($warning) = $out =~ /(\[warn\].*)/;
+
+    is($rc, 0, "$name: accepted") or diag $out;
+
+    if ($message) {
+        like($warning // '', $message, "$name: with a warning");
+
+    } else {
+        is($warning, undef, "$name: without a warning");
+    }
+}
+
+
 # what is right
 
 accepted('the least', server => $generate);
@@ -190,7 +209,64 @@ for (qw/ sd_generate sd_status sd_ready /) {
 }
 
 
+# pictures need the time to be handed over before connections are cut
+
+my $late = qr/"sd_drain_timeout" is not shorter than "worker_shutdown_timeout"/;
+
+for ([ '', undef ], [ 'worker_shutdown_timeout 5m;', $late ],
+     [ 'worker_shutdown_timeout 301s;', undef ])
+{
+    warned("the default, with \"$_->[0]\"", $_->[1], main => $_->[0]);
+}
+
+warned('10s of 10s', $late, main => 'worker_shutdown_timeout 10s;',
+    http => "sd_model %%MODEL%%;\n sd_drain_timeout 10s;\n");
+warned('no end, of 10s', $late, main => 'worker_shutdown_timeout 10s;',
+    http => "sd_model %%MODEL%%;\n sd_drain_timeout 0;\n");
+warned('8s of 10s', undef, main => 'worker_shutdown_timeout 10s;',
+    http => "sd_model %%MODEL%%;\n sd_drain_timeout 8s;\n");
+
+
+# where packed weights and plans are kept
+
+warned('sd_cache_path', undef,
+    http => "sd_model %%MODEL%%;\n sd_cache_path %%DIR%%/cache;\n");
+
+SKIP: {
+    skip 'needs root', 4 unless $> == 0;
+
+    # the directory is made for the worker, who cannot reach it
+
+    mkdir "$dir/closed", 0700;
+
+    warned('a cache that the worker cannot reach',
+        qr/"sd_cache_path".*cannot be written to by user "nobody".*denied/,
+        main => 'user nobody nogroup;', http => "sd_cache_path "
+            . "$dir/closed/cache;\n sd_model " . open_model() . ";\n");
+
+    warned('and one that he can', undef,
+        main => 'user nobody nogroup;', http => "sd_cache_path "
+            . "$dir/cache;\n sd_model " . open_model() . ";\n");
+
+    is_deeply([ glob "$dir/cache/* $dir/cache/.check*" ], [],
+        'nothing is left there');
+}
+
+
 # models
+
+# of files of its own: the worker need not reach the repository
+
+sub open_model {
+    our $open //= 0;
+
+    my $model = SD::Checkpoint::copy($SD::MODEL, "$dir/open" . $open++);
+
+    SD::Checkpoint::edit($_, sub { $_[0] })
+        for grep { -l } <$model/* $model/*/*>;
+
+    return $model;
+}
 
 sub broken {
     my ($name, $message, $break) = @_;

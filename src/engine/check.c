@@ -6,7 +6,9 @@
  */
 
 #include <errno.h>
+#include <fcntl.h>
 #include <grp.h>
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -87,6 +89,38 @@ sd_check_model(const char *path, const sd_user_t *as, sd_error_t *err)
 
     sd_model_close(model);
     sd_device_close(device);
+
+    return rc;
+}
+
+
+int
+sd_check_directory(const char *path, const sd_user_t *as, sd_error_t *err)
+{
+    int             fd, rc;
+    char            name[PATH_MAX];
+    sd_identity_t   saved;
+
+    snprintf(name, sizeof(name), "%.4000s/.check-%ld", path, (long) getpid());
+
+    if (as != NULL && sd_check_become(&saved, as, err) != SD_OK) {
+        return SD_ERROR;
+    }
+
+    rc = SD_OK;
+    fd = open(name, O_WRONLY|O_CREAT|O_EXCL|O_CLOEXEC, 0600);
+
+    if (fd == -1) {
+        rc = sd_fail(err, "%s", strerror(errno));
+
+    } else {
+        close(fd);
+        (void) unlink(name);
+    }
+
+    if (as != NULL) {
+        sd_check_return(&saved);
+    }
 
     return rc;
 }

@@ -25,6 +25,9 @@ typedef struct {
  * opened under the other user's identity, which is put back after that */
 int sd_check_model(const char *path, const sd_user_t *as, sd_error_t *err);
 
+/* whether files can be written in the directory, by writing one */
+int sd_check_directory(const char *path, const sd_user_t *as, sd_error_t *err);
+
 /* "auto", "cpu", or one or more of "cuda:N" without a repetition; "cuda" is
  * "cuda:0" */
 int sd_check_devices(const char *const *names, int n, sd_error_t *err);

@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "../ops/cuda.h"
+#include "../sd/packed.h"
 #include "internal.h"
 
 
@@ -282,6 +283,7 @@ sd_unit_open(sd_engine_device_t *d, sd_precision_t precision, sd_error_t *err)
 
     u->device = device;
     d->slots = slots;
+    d->has_side = sd_can_record(device);
 
     pthread_mutex_unlock(&e->lock);
 
@@ -423,7 +425,7 @@ sd_copy_warm_size(sd_engine_device_t *d, size_t i, sd_size_t size,
 
     e = d->engine;
     copy = &d->copies[i];
-    cx = &copy->unit->side;
+    cx = d->has_side ? &copy->unit->side : &copy->unit->steps;
 
     memset(&params, 0, sizeof(sd_params_t));
 
@@ -504,7 +506,7 @@ sd_copy_warm(sd_engine_device_t *d, size_t i, sd_error_t *err)
 
     e = d->engine;
     copy = &d->copies[i];
-    n = sd_can_record(copy->unit->device) ? e->conf.nsizes : 0;
+    n = d->has_side ? e->conf.nsizes : 0;
 
     most[0] = most[1] = 0;
 
@@ -558,7 +560,7 @@ sd_copy_rehearse(sd_engine_device_t *d, sd_engine_copy_t *copy, sd_size_t size,
     int            k;
     sd_context_t  *cx;
 
-    if (!sd_can_record(copy->unit->device)) {
+    if (!d->has_side) {
         return SD_OK;
     }
 
@@ -592,11 +594,16 @@ sd_copy_load(sd_engine_device_t *d, size_t i)
     int                 rc;
     double              step;
     int64_t             start, loaded;
-    sd_error_t          err;
+    sd_error_t          err, note;
     sd_engine_t        *e;
     sd_device_t        *device;
+    sd_packed_how_t     how;
     sd_engine_copy_t   *copy;
     sd_engine_model_t  *m;
+
+    static const char *const  hows[] = {
+        "packed", "packed into a file", "found in a file"
+    };
 
     e = d->engine;
     m = &e->models[i];
@@ -609,11 +616,17 @@ sd_copy_load(sd_engine_device_t *d, size_t i)
     sd_copy_state_locked(d, i, SD_MODEL_LOADING);
     pthread_mutex_unlock(&e->lock);
 
-    rc = sd_model_load(copy->model, device, NULL, NULL, &e->stopping, &err);
+    rc = sd_packed_load(copy->model, device, e->conf.cache, &e->stopping, &how,
+                        &note, &err);
 
     loaded = sd_engine_now();
 
     if (rc == SD_OK) {
+        if (note.status) {
+            sd_engine_log(e, SD_LOG_WARN, "packed weights: %s%s", note.message,
+                          how == SD_PACKED_NONE ? "" : "; made anew");
+        }
+
         rc = sd_copy_warm(d, i, &err);
     }
 
@@ -633,9 +646,9 @@ sd_copy_load(sd_engine_device_t *d, size_t i)
                                copy->model->default_height);
     pthread_mutex_unlock(&e->lock);
 
-    sd_engine_log(e, SD_LOG_NOTICE, "model \"%s\" is ready: %.1f MB packed, "
+    sd_engine_log(e, SD_LOG_NOTICE, "model \"%s\" is ready: %.1f MB %s, "
                   "loaded in %.2fs, warm in %.2fs, %.0f ms a step, %s %s, %s",
-                  m->path, copy->model->packed_bytes / 1e6,
+                  m->path, copy->model->packed_bytes / 1e6, hows[how],
                   (loaded - start) / 1e3, (sd_engine_now() - loaded) / 1e3,
                   step, device->name, device->isa, device->numerics);
 }
@@ -718,6 +731,10 @@ sd_copy_plan(sd_engine_device_t *d, sd_engine_copy_t *copy, int width,
         copy->height = height;
         copy->steps_size = *steps;
         copy->side_size = prompt > decode ? prompt : decode;
+
+        if (!d->has_side && copy->side_size > copy->steps_size) {
+            copy->steps_size = copy->side_size;
+        }
     }
 
     *steps = copy->steps_size;
@@ -796,6 +813,10 @@ sd_copy_side(sd_engine_device_t *d, sd_engine_copy_t *copy, size_t size,
     sd_engine_unit_t  *u;
 
     u = copy->unit;
+
+    if (!d->has_side) {
+        return sd_unit_steps(d, u, size, err) == SD_OK ? &u->steps : NULL;
+    }
 
     if (size > u->side_size
         && sd_unit_grow(u, &u->side, &u->side_size, size, err) != SD_OK)

@@ -22,19 +22,13 @@ typedef enum {
 } sd_ends_t;
 
 
-typedef struct {
-    double  start;
-    int     beside;             /* the device's other thread works, too */
-} sd_run_clock_t;
-
-
 static int sd_run_stepped(sd_engine_device_t *d, sd_run_t *run,
     sd_error_t *err);
 static int sd_run_show(sd_engine_device_t *d, sd_run_t *run, sd_error_t *err);
 static void sd_run_end(sd_engine_device_t *d, sd_run_t *run);
 
 
-/* hands it over, to the device's other thread maybe */
+/* hands it over, to the other thread maybe */
 
 static void
 sd_run_phase(sd_engine_device_t *d, sd_run_t *run, sd_phase_t phase)
@@ -48,49 +42,15 @@ sd_run_phase(sd_engine_device_t *d, sd_run_t *run, sd_phase_t phase)
 }
 
 
-/* how long work takes, for that to come */
-
-static int
-sd_run_beside_locked(const sd_engine_device_t *d, const sd_run_t *run,
-    sd_cost_what_t what)
-{
-    return !sd_can_record(run->copy->unit->device)
-           && !d->idle[what == SD_COST_EVALUATION];
-}
-
+/* for those to come */
 
 static void
-sd_run_clock(sd_engine_device_t *d, const sd_run_t *run, sd_cost_what_t what,
-    sd_run_clock_t *clock)
+sd_run_measured(sd_engine_device_t *d, sd_run_t *run, sd_cost_what_t what,
+    double ms)
 {
     pthread_mutex_lock(&d->engine->lock);
-    clock->beside = sd_run_beside_locked(d, run, what);
-    pthread_mutex_unlock(&d->engine->lock);
 
-    clock->start = sd_engine_clock();
-}
-
-
-/* n: of a kind.  The cpu's threads are shared evenly with what the device's
- * other thread does; what had them now and then is not worth counting */
-
-static void
-sd_run_measured(sd_engine_device_t *d, const sd_run_t *run,
-    sd_cost_what_t what, const sd_run_clock_t *clock, int n)
-{
-    int     beside;
-    double  ms;
-
-    ms = (sd_engine_clock() - clock->start) / n;
-
-    pthread_mutex_lock(&d->engine->lock);
-
-    beside = sd_run_beside_locked(d, run, what);
-
-    if (beside == clock->beside) {
-        sd_cost_measured_locked(run->copy, what, run->width, run->height,
-                                beside ? ms / 2 : ms);
-    }
+    sd_cost_measured_locked(run->copy, what, run->width, run->height, ms);
 
     pthread_mutex_unlock(&d->engine->lock);
 }
@@ -167,13 +127,13 @@ int
 sd_run_begin(sd_engine_device_t *d, sd_run_t *run, sd_error_t *err)
 {
     int                 rc;
+    double              start;
     sd_job_t           *job;
     sd_mail_t          *mail;
     sd_params_t         params;
     sd_engine_t        *e;
     sd_context_t       *cx;
     sd_size_t           size;
-    sd_run_clock_t      clock;
     sd_picture_info_t   info;
 
     e = d->engine;
@@ -217,14 +177,14 @@ sd_run_begin(sd_engine_device_t *d, sd_run_t *run, sd_error_t *err)
         return SD_ERROR;
     }
 
-    sd_run_clock(d, run, SD_COST_BEGIN, &clock);
+    start = sd_engine_clock();
 
     rc = sd_picture_begin(run->picture, cx, &job->cancelled, err);
     if (rc != SD_OK) {
         return rc;
     }
 
-    sd_run_measured(d, run, SD_COST_BEGIN, &clock, 1);
+    sd_run_measured(d, run, SD_COST_BEGIN, sd_engine_clock() - start);
 
     run->seed = info.seed;
     run->samples = info.samples;
@@ -262,9 +222,9 @@ int
 sd_run_step(sd_engine_device_t *d, sd_run_t **runs, int n, sd_error_t *err)
 {
     int                i, rc, samples;
+    double             start;
     sd_error_t         error;
     sd_picture_t      *pictures[SD_MAX_SLOTS];
-    sd_run_clock_t     clock;
     sd_engine_copy_t  *copy;
 
     copy = runs[0]->copy;
@@ -280,7 +240,7 @@ sd_run_step(sd_engine_device_t *d, sd_run_t **runs, int n, sd_error_t *err)
 
     /* what several make is not given up for one of them: it leaves after */
 
-    sd_run_clock(d, runs[0], SD_COST_EVALUATION, &clock);
+    start = sd_engine_clock();
 
     rc = sd_batch_row(copy->batch, pictures, n,
                       n == 1 ? &runs[0]->job->cancelled : NULL, err);
@@ -288,7 +248,8 @@ sd_run_step(sd_engine_device_t *d, sd_run_t **runs, int n, sd_error_t *err)
         return rc;
     }
 
-    sd_run_measured(d, runs[0], SD_COST_EVALUATION, &clock, samples);
+    sd_run_measured(d, runs[0], SD_COST_EVALUATION,
+                    (sd_engine_clock() - start) / samples);
 
     for (i = 0; i < n; i++) {
         if (sd_run_stepped(d, runs[i], &error) == SD_ERROR) {
@@ -351,7 +312,7 @@ sd_run_stepped(sd_engine_device_t *d, sd_run_t *run, sd_error_t *err)
         return SD_OK;
     }
 
-    if (run->preview && job->params.preview == SD_PREVIEW_VAE) {
+    if (d->has_side && run->preview && job->params.preview == SD_PREVIEW_VAE) {
         sd_run_phase(d, run, SD_RUN_PREVIEW);
         return SD_OK;
     }
@@ -382,11 +343,11 @@ static int
 sd_run_picture(sd_engine_device_t *d, sd_run_t *run, sd_mail_t *mail,
     sd_error_t *err)
 {
-    int              rc, width, height, scale;
-    size_t           size;
-    sd_job_t        *job;
-    sd_context_t    *cx;
-    sd_run_clock_t   clock;
+    int            rc, width, height, scale;
+    double         start;
+    size_t         size;
+    sd_job_t      *job;
+    sd_context_t  *cx;
 
     job = run->job;
 
@@ -403,7 +364,7 @@ sd_run_picture(sd_engine_device_t *d, sd_run_t *run, sd_mail_t *mail,
 
     if (scale == 1) {
         cx = sd_copy_side(d, run->copy, run->side_size, err);
-        sd_run_clock(d, run, SD_COST_FINISH, &clock);
+        start = sd_engine_clock();
 
         rc = cx ? sd_picture_decode(run->picture, cx, 1,
                                     (uint8_t *) mail->rgb.data, NULL,
@@ -411,7 +372,7 @@ sd_run_picture(sd_engine_device_t *d, sd_run_t *run, sd_mail_t *mail,
                 : SD_ERROR;
 
         if (rc == SD_OK) {
-            sd_run_measured(d, run, SD_COST_FINISH, &clock, 1);
+            sd_run_measured(d, run, SD_COST_FINISH, sd_engine_clock() - start);
         }
 
     } else {
@@ -469,12 +430,12 @@ sd_run_show(sd_engine_device_t *d, sd_run_t *run, sd_error_t *err)
 int
 sd_run_finish(sd_engine_device_t *d, sd_run_t *run, sd_error_t *err)
 {
-    int              rc;
-    size_t           size;
-    sd_job_t        *job;
-    sd_mail_t       *mail;
-    sd_context_t    *cx;
-    sd_run_clock_t   clock;
+    int            rc;
+    double         start;
+    size_t         size;
+    sd_job_t      *job;
+    sd_mail_t     *mail;
+    sd_context_t  *cx;
 
     job = run->job;
     size = (size_t) run->width * run->height * 3;
@@ -494,7 +455,7 @@ sd_run_finish(sd_engine_device_t *d, sd_run_t *run, sd_error_t *err)
     rc = sd_picture_state(run->picture, &mail->latent, err);
 
     if (rc == SD_OK) {
-        sd_run_clock(d, run, SD_COST_FINISH, &clock);
+        start = sd_engine_clock();
 
         rc = sd_picture_decode(run->picture, cx, 0, (uint8_t *) mail->rgb.data,
                                NULL, &job->cancelled, err);
@@ -505,7 +466,7 @@ sd_run_finish(sd_engine_device_t *d, sd_run_t *run, sd_error_t *err)
         return rc;
     }
 
-    sd_run_measured(d, run, SD_COST_FINISH, &clock, 1);
+    sd_run_measured(d, run, SD_COST_FINISH, sd_engine_clock() - start);
 
     mail->rgb.len = size;
     mail->event.rgb_width = run->width;

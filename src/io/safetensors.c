@@ -478,6 +478,24 @@ sd_safetensors_bytes(const sd_safetensors_t *st)
 }
 
 
+void
+sd_safetensors_stamps(const sd_safetensors_t *st, sd_buf_t *out)
+{
+    size_t       i;
+    struct stat  sb;
+
+    for (i = 0; i < st->nfiles; i++) {
+
+        if (fstat(st->files[i].fd, &sb) == -1) {
+            memset(&sb, 0, sizeof(struct stat));
+        }
+
+        sd_buf_printf(out, "%lld %lld.%09ld\n", (long long) sb.st_size,
+                      (long long) sb.st_mtim.tv_sec, sb.st_mtim.tv_nsec);
+    }
+}
+
+
 ssize_t
 sd_safetensors_peek(sd_safetensors_t *st, const sd_st_tensor_t *t, void *dst,
     size_t max, sd_error_t *err)

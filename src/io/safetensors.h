@@ -89,6 +89,8 @@ const char *sd_safetensors_path(const sd_safetensors_t *st,
     const sd_st_tensor_t *t);
 const char *sd_safetensors_meta(const sd_safetensors_t *st, const char *key);
 uint64_t sd_safetensors_bytes(const sd_safetensors_t *st);   /* on disk */
+/* appends each file's size and time of change, as text: other files differ */
+void sd_safetensors_stamps(const sd_safetensors_t *st, sd_buf_t *out);
 
 /* at most max of t's bytes as they are in the file; returns how many, or
  * SD_ERROR */

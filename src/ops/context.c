@@ -168,8 +168,7 @@ sd_context_init(sd_context_t *cx, sd_device_t *dev, int plan, size_t size,
     if (cx->arena.base == NULL) {
         sd_context_free(cx);
         cx->status = SD_ERROR;
-        return sd_no_memory(err, "no memory for an arena of %zu bytes",
-                            size);
+        return sd_fail(err, "no memory for an arena of %zu bytes", size);
     }
 
     cx->arena.size = size;
@@ -289,8 +288,10 @@ sd_weight_pack(sd_device_t *dev, sd_weight_t *w, const float *data,
 void
 sd_weight_free(sd_device_t *dev, sd_weight_t *w)
 {
-    if (w->data != NULL) {
+    if (w->data != NULL && !w->mapped) {
         dev->ops->free(dev, w->data, w->size);
-        w->data = NULL;
     }
+
+    w->data = NULL;
+    w->mapped = 0;
 }

@@ -13,7 +13,7 @@
 
 
 /* bumped with ops.h: a sd_cuda.so of another build is refused */
-#define SD_CUDA_ABI  2
+#define SD_CUDA_ABI  3
 
 typedef struct {
     int              abi;

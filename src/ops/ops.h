@@ -67,6 +67,7 @@ typedef struct {
     unsigned           upsample:1;   /* conv: nearest x2 before it */
     unsigned           geglu:1;      /* linear: k = 2 x inner, value, gate */
     unsigned           has_bias:1;
+    unsigned           mapped:1;     /* data is a part of somebody's file */
     int                hint;         /* conv: pixels a picture at the model's
                                         default size; a hint for the choice of
                                         algorithm, which the shape of a request
@@ -387,6 +388,9 @@ struct sd_ops_s {
     const char   *name;
     sd_type_t     type;                 /* of activations */
     int           pictures;             /* that are best stepped together */
+    const char   *packing;              /* how weights lie in host memory: other
+                                           bytes, another name; NULL: they are
+                                           not there */
 
     int         (*open)(sd_device_t *dev, int threads, const char *isa,
                         sd_error_t *err);

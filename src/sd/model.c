@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include <cjson/cJSON.h>
@@ -401,6 +402,26 @@ sd_model_open(sd_model_t **out, const char *path, sd_device_t *dev,
 }
 
 
+void
+sd_model_loaded(sd_model_t *m, sd_device_t *dev)
+{
+    int  part;
+
+    /* pictures may be created meanwhile, by other threads */
+
+    if (m->device != dev) {
+        m->device = dev;
+    }
+
+    for (part = 0; part < SD_MODEL_PARTS; part++) {
+        sd_safetensors_close(m->parts[part].st);
+        m->parts[part].st = NULL;
+    }
+
+    m->loaded = 1;
+}
+
+
 int
 sd_model_load(sd_model_t *m, sd_device_t *dev,
     void (*progress)(void *data, double done), void *data,
@@ -442,12 +463,7 @@ sd_model_load(sd_model_t *m, sd_device_t *dev,
     free(l.buf);
 
     if (l.status == SD_OK) {
-        for (part = 0; part < SD_MODEL_PARTS; part++) {
-            sd_safetensors_close(m->parts[part].st);
-            m->parts[part].st = NULL;
-        }
-
-        m->loaded = 1;
+        sd_model_loaded(m, dev);
     }
 
     return l.status;
@@ -472,6 +488,10 @@ sd_model_close(sd_model_t *m)
     sd_vae_free(&m->vae, m->device);
     sd_scheduler_config_free(&m->scheduler);
     sd_tokenizer_close(m->tokenizer);
+
+    if (m->mapped) {
+        munmap(m->mapped, m->mapped_bytes);
+    }
 
     free(m);
 }

@@ -51,6 +51,9 @@ typedef struct sd_model_s {
                                                bytes */
     sd_device_t           *device;          /* of open, or of load; not owned */
     int                    loaded;
+    void                  *mapped;          /* packed weights in a file, see
+                                               packed.h; or NULL */
+    size_t                 mapped_bytes;
 
     sd_tokenizer_t        *tokenizer;
     sd_text_encoder_t      text_encoder;
@@ -82,6 +85,9 @@ int sd_model_open(sd_model_t **m, const char *path, sd_device_t *dev,
 int sd_model_load(sd_model_t *m, sd_device_t *dev,
     void (*progress)(void *data, double done), void *data,
     const atomic_int *cancel, sd_error_t *err);
+
+/* for packed.h: the weights are there, without it */
+void sd_model_loaded(sd_model_t *m, sd_device_t *dev);
 
 void sd_model_close(sd_model_t *m);                 /* NULL is fine */
 

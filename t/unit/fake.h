@@ -15,6 +15,7 @@
 #include <time.h>
 
 #include "../../src/sd/batch.h"
+#include "../../src/sd/packed.h"
 #include "../../src/sd/state.h"
 
 
@@ -193,6 +194,18 @@ sd_model_load(sd_model_t *m, sd_device_t *dev,
     }
 
     return fake_work(fake_load_ms, cancel);
+}
+
+
+int
+sd_packed_load(sd_model_t *m, sd_device_t *dev, const char *dir,
+    const atomic_int *cancel, sd_packed_how_t *how, sd_error_t *note,
+    sd_error_t *err)
+{
+    *how = SD_PACKED_NONE;
+    memset(note, 0, sizeof(sd_error_t));
+
+    return sd_model_load(m, dev, NULL, NULL, cancel, err);
 }
 
 

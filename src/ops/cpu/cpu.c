@@ -618,6 +618,7 @@ const sd_ops_t  sd_ops_cpu = {
     .name = "cpu",
     .type = SD_F32,
     .pictures = 1,
+    .packing = SD_CPU_PACKING,
 
     .open = sd_cpu_open,
     .close = sd_cpu_close,

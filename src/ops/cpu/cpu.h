@@ -55,7 +55,10 @@ int sd_pool_default_threads(void);
 int sd_pool_run(sd_context_t *cx, sd_task_pt task, void *data, int n);
 
 
-/* weight.c: how a weight lies in memory; offsets in floats */
+/* weight.c: how a weight lies in memory; offsets in floats.  The name is part
+ * of what files of packed weights are known by: other bytes, another name */
+
+#define SD_CPU_PACKING  "cpu-1"
 
 typedef struct {
     int      bf16;              /* the matrix is; see bf16.h */
