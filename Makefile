@@ -14,6 +14,10 @@ LDLIBS    += -lturbojpeg -lpng -lcjson -lutf8proc -lm -ldl -pthread
 NGINX     ?= /usr/sbin/nginx
 NGINX_SRC ?= /usr/share/nginx/src
 
+# where make install puts things, below DESTDIR
+NGINX_MODULES ?= /usr/lib/nginx/modules
+PREFIX    ?= /usr/local
+
 PORT      ?= 8080
 T         ?= t/*.t
 
@@ -88,8 +92,10 @@ help:
 	@echo 'make bench-load  many clients against one at a time; 10 minutes'
 	@echo 'make golden    remake the reference numbers (torch, diffusers)'
 	@echo 'make valgrind  a demo under valgrind: no error, no leak; minutes'
+	@echo 'make container-test  the images without Docker, as root; minutes'
 	@echo 'make fuzz      FUZZ_TIME=60 seconds a parser, with clang'
-	@echo 'make install   the module into $(NGINX_MODULES)'
+	@echo 'make install   the module into $(NGINX_MODULES), sd, the model and'
+	@echo '               the page into $(PREFIX)'
 	@echo 'make clean     remove $(BUILD)/'
 	@echo
 	@echo 'SANITIZE=address or SANITIZE=thread builds in build/address,'
@@ -101,6 +107,9 @@ help:
 $(BUILD)/%.o: %.c
 	@mkdir -p $(@D)
 	$(CC) $(CPPFLAGS) $(CFLAGS) -MMD -MP -c -o $@ $<
+
+# where the cuda backend is looked for, if it is not beside the file that asks
+$(BUILD)/src/ops/cuda.o: CPPFLAGS += -DSD_CUDA_DIR='"$(NGINX_MODULES)"'
 
 define isa_rule
 $$(BUILD)/src/ops/cpu/isa/$1/%.o: src/ops/cpu/isa/%.c
@@ -303,6 +312,12 @@ valgrind:
 	@$(MAKE) --no-print-directory -j$$(nproc) all
 	SD_BUILD=$(BUILD) prove -It/lib t/valgrind/run.pl
 
+# the images, without Docker: built and run below build/container, as root
+.PHONY: container-test
+container-test:
+	@$(MAKE) --no-print-directory deps PKGS='$(PKGS) debootstrap'
+	SD_BUILD=$(BUILD) prove -v -It/lib t/container/run.pl
+
 FUZZ_OBJS := $(SRCS:%.c=$(BUILD)/fuzz/%.o)
 FUZZ_CC   := clang -std=gnu11 -O1 -g -pthread -ffp-contract=off
 
@@ -397,19 +412,24 @@ deps:
 	    || { echo "apt-get could not install$$missing"; exit 1; }
 
 
-NGINX_MODULES ?= /usr/lib/nginx/modules
+# a file that is in use is replaced, and never written to
 
 .PHONY: install
 install: all
-	install -D -m 644 $(BUILD)/ngx_http_sd_module.so \
-	    $(DESTDIR)$(NGINX_MODULES)/ngx_http_sd_module.so.new
-	mv -f $(DESTDIR)$(NGINX_MODULES)/ngx_http_sd_module.so.new \
-	    $(DESTDIR)$(NGINX_MODULES)/ngx_http_sd_module.so
+	@put() { \
+	    echo "$(DESTDIR)$$3"; \
+	    install -D -m $$1 $$2 "$(DESTDIR)$$3.new" \
+	    && mv -f "$(DESTDIR)$$3.new" "$(DESTDIR)$$3"; \
+	}; \
+	set -e; \
+	put 644 $(BUILD)/ngx_http_sd_module.so \
+	    $(NGINX_MODULES)/ngx_http_sd_module.so; \
 	test ! -f $(BUILD)/sd_cuda.so \
-	    || { install -m 644 $(BUILD)/sd_cuda.so \
-	             $(DESTDIR)$(NGINX_MODULES)/sd_cuda.so.new \
-	         && mv -f $(DESTDIR)$(NGINX_MODULES)/sd_cuda.so.new \
-	                  $(DESTDIR)$(NGINX_MODULES)/sd_cuda.so; }
+	    || put 644 $(BUILD)/sd_cuda.so $(NGINX_MODULES)/sd_cuda.so; \
+	put 755 $(BUILD)/sd $(PREFIX)/bin/sd; \
+	for f in $$(find model html -name train -prune -o -type f -print); do \
+	    put 644 $$f $(PREFIX)/share/sd/$$f; \
+	done
 
 .PHONY: clean
 clean:

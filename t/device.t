@@ -94,6 +94,26 @@ $auto->stop();
 $SD::BUILD = $built;
 
 
+# sd, found by PATH: its library is beside it, or where the modules are
+
+copy("$built/sd", $dir) && chmod 0755, "$dir/sd" or die "copy: $!";
+
+{
+    local $ENV{PATH} = "$dir:$ENV{PATH}";
+
+    like(`cd / && sd bench --device cuda 2>&1`,
+         qr{/modules/sd_cuda\.so|card|driver},
+         'sd without its library beside it');
+
+    open my $f, '>', "$dir/sd_cuda.so" or die "$!";
+    print $f 'no library';
+    close $f;
+
+    like(`cd / && sd bench --device cuda 2>&1`, qr{\Q$dir\E/sd_cuda\.so},
+         'sd with one');
+}
+
+
 # the library without a driver
 
 SKIP: {

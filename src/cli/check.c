@@ -38,6 +38,7 @@ sd_check_print(const sd_model_t *m, const sd_cli_memory_t *mem,
     const sd_params_t *params, const size_t *arena)
 {
     int                     i;
+    size_t                  beside;
     const sd_model_part_t  *p;
 
     printf("model        %s\n", m->path);
@@ -72,6 +73,16 @@ sd_check_print(const sd_model_t *m, const sd_cli_memory_t *mem,
     printf("        %-26s %10.1f\n", "decode", sd_mb(arena[2]));
     printf("    %-30s %10.1f\n", "while loading", sd_mb(m->load_bytes));
     printf("    %-30s %10.1f\n", "peak", sd_mb(mem->peak));
+
+    /* it steps and decodes beside each other */
+
+    beside = arena[0] > arena[2] ? arena[0] : arena[2];
+    beside = arena[1] < beside ? arena[1] : beside;
+
+    printf("\nmore in nginx, in MiB\n");
+    printf("    %-30s %10.1f\n", "a second arena", sd_mb(beside));
+    printf("    %-30s %10.1f\n", "each further picture",
+           sd_mb(mem->picture + mem->bytes));
 }
 
 

@@ -283,7 +283,6 @@ sd_unit_open(sd_engine_device_t *d, sd_precision_t precision, sd_error_t *err)
 
     u->device = device;
     d->slots = slots;
-    d->has_side = sd_can_record(device);
 
     pthread_mutex_unlock(&e->lock);
 
@@ -425,7 +424,7 @@ sd_copy_warm_size(sd_engine_device_t *d, size_t i, sd_size_t size,
 
     e = d->engine;
     copy = &d->copies[i];
-    cx = d->has_side ? &copy->unit->side : &copy->unit->steps;
+    cx = &copy->unit->side;
 
     memset(&params, 0, sizeof(sd_params_t));
 
@@ -506,7 +505,7 @@ sd_copy_warm(sd_engine_device_t *d, size_t i, sd_error_t *err)
 
     e = d->engine;
     copy = &d->copies[i];
-    n = d->has_side ? e->conf.nsizes : 0;
+    n = sd_can_record(copy->unit->device) ? e->conf.nsizes : 0;
 
     most[0] = most[1] = 0;
 
@@ -560,7 +559,7 @@ sd_copy_rehearse(sd_engine_device_t *d, sd_engine_copy_t *copy, sd_size_t size,
     int            k;
     sd_context_t  *cx;
 
-    if (!d->has_side) {
+    if (!sd_can_record(copy->unit->device)) {
         return SD_OK;
     }
 
@@ -731,10 +730,6 @@ sd_copy_plan(sd_engine_device_t *d, sd_engine_copy_t *copy, int width,
         copy->height = height;
         copy->steps_size = *steps;
         copy->side_size = prompt > decode ? prompt : decode;
-
-        if (!d->has_side && copy->side_size > copy->steps_size) {
-            copy->steps_size = copy->side_size;
-        }
     }
 
     *steps = copy->steps_size;
@@ -813,10 +808,6 @@ sd_copy_side(sd_engine_device_t *d, sd_engine_copy_t *copy, size_t size,
     sd_engine_unit_t  *u;
 
     u = copy->unit;
-
-    if (!d->has_side) {
-        return sd_unit_steps(d, u, size, err) == SD_OK ? &u->steps : NULL;
-    }
 
     if (size > u->side_size
         && sd_unit_grow(u, &u->side, &u->side_size, size, err) != SD_OK)

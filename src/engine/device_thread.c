@@ -4,20 +4,23 @@
  * DESIGN
  *
  * The step thread owns the device: it loads the models, takes pictures from the
- * queue, and moves them on, a row of their samplers in each turn.  Turns go
- * round: who waits longest is next, and with it go all others of the same model
- * and size, as many as the device steps together, which on the cpu is one.  New
- * pictures join between two turns.
+ * queue, and moves them on, a row of their samplers in each turn.  Pictures of
+ * one model and size go together, as many as the device steps together, which
+ * on the cpu is one.  Who is next is a matter of time, not of turns: see
+ * sd_device_share_locked().  New pictures join between two turns.
  *
- * What is beside the steps, prompts and decoding, is on the cpu one more kind
- * of turn.  On a card it is work of a second thread, in a second stream, so
- * that the pictures which run go on meanwhile.  A picture has one owner, which
- * its phase names, and who hands it over waits for its stream before.
+ * What is beside the steps, prompts and decoding, is work of a second thread,
+ * the side thread, so that the pictures which run go on meanwhile: on a card in
+ * a second stream, on the cpu with half of the threads while steps have the
+ * other half.  A picture has one owner, which its phase names, and who hands it
+ * over waits for its stream before.
  *
  * The first device's thread opens all devices and starts the others' threads.
  */
 
 #define _GNU_SOURCE
+
+#include <string.h>
 
 #include "internal.h"
 
@@ -26,7 +29,9 @@ static void *sd_step_thread(void *data);
 static void *sd_side_thread(void *data);
 static void sd_device_turns(sd_engine_device_t *d, int side);
 static int sd_device_next(sd_engine_device_t *d, int side, sd_run_t **runs);
-static int sd_device_pick_locked(sd_engine_device_t *d, int side,
+static int sd_device_side_locked(sd_engine_device_t *d, sd_run_t **runs);
+static int sd_device_share_locked(sd_engine_device_t *d, sd_run_t **runs);
+static int sd_device_group(sd_engine_device_t *d, sd_run_t *first,
     sd_run_t **runs);
 static void sd_device_turn(sd_engine_device_t *d, sd_run_t **runs, int n);
 static void sd_device_reap(sd_engine_device_t *d, int side);
@@ -49,7 +54,7 @@ sd_device_thread(void *data)
             continue;
         }
 
-        if (sd_engine_thread(&d->thread, sd_step_thread, d, "sd-cuda", k, &err)
+        if (sd_engine_thread(&d->thread, sd_step_thread, d, "sd-steps", k, &err)
             == SD_OK)
         {
             d->nthread = 1;
@@ -60,13 +65,7 @@ sd_device_thread(void *data)
     }
 
     if (e->ndevices) {
-        d = &e->devices[0];
-
-        if (d->has_side) {
-            pthread_setname_np(pthread_self(), "sd-cuda0");
-        }
-
-        (void) sd_step_thread(d);
+        (void) sd_step_thread(&e->devices[0]);
     }
 
     for (k = 1; k < e->ndevices; k++) {
@@ -100,18 +99,14 @@ sd_step_thread(void *data)
     sd_error_t           err;
     sd_engine_device_t  *d = data;
 
-    side = 0;
-
     sd_device_state(d, SD_MODEL_LOADING);
 
-    if (d->has_side) {
-        side = sd_engine_thread(&d->side, sd_side_thread, d, "sd-side",
-                                d->index, &err)
-               == SD_OK;
+    side = sd_engine_thread(&d->side, sd_side_thread, d, "sd-side", d->index,
+                            &err)
+           == SD_OK;
 
-        if (!side) {
-            sd_device_failed(d, &err);
-        }
+    if (!side) {
+        sd_device_failed(d, &err);
     }
 
     sd_device_load(d);
@@ -166,13 +161,16 @@ sd_device_next(sd_engine_device_t *d, int side, sd_run_t **runs)
 
         while (!side && sd_queue_take_locked(d)) { /* void */ }
 
-        n = sd_device_pick_locked(d, side, runs);
+        n = side ? sd_device_side_locked(d, runs)
+                 : sd_device_share_locked(d, runs);
 
         if (n) {
             break;
         }
 
+        d->idle[side] = 1;
         pthread_cond_wait(&e->device_cond, &e->lock);
+        d->idle[side] = 0;
     }
 
     pthread_mutex_unlock(&e->lock);
@@ -182,17 +180,19 @@ sd_device_next(sd_engine_device_t *d, int side, sd_run_t **runs)
 
 
 static int
-sd_device_owns(const sd_engine_device_t *d, const sd_run_t *run, int side)
+sd_device_owns(const sd_run_t *run, int side)
 {
-    return run->job
-           && (!d->has_side || (run->phase != SD_RUN_STEP) == side);
+    return run->job && (run->phase != SD_RUN_STEP) == side;
 }
 
 
+/* first come, first served, but beginnings go first: they are short, and steps
+ * follow */
+
 static int
-sd_device_pick_locked(sd_engine_device_t *d, int side, sd_run_t **runs)
+sd_device_side_locked(sd_engine_device_t *d, sd_run_t **runs)
 {
-    int        i, n, most;
+    int        i, begins;
     sd_run_t  *run, *next;
 
     next = NULL;
@@ -200,8 +200,15 @@ sd_device_pick_locked(sd_engine_device_t *d, int side, sd_run_t **runs)
     for (i = 0; i < d->slots; i++) {
         run = &d->runs[i];
 
-        if (sd_device_owns(d, run, side)
-            && (next == NULL || run->turn < next->turn))
+        if (!sd_device_owns(run, 1)) {
+            continue;
+        }
+
+        begins = run->phase == SD_RUN_BEGIN;
+
+        if (next == NULL || begins > (next->phase == SD_RUN_BEGIN)
+            || (begins == (next->phase == SD_RUN_BEGIN)
+                && run->turn < next->turn))
         {
             next = run;
         }
@@ -211,39 +218,136 @@ sd_device_pick_locked(sd_engine_device_t *d, int side, sd_run_t **runs)
         return 0;
     }
 
+    next->turn = ++d->turns;
     runs[0] = next;
-    n = 1;
 
-    most = next->phase == SD_RUN_STEP ? sd_copy_pictures(d, next->copy) : 1;
+    return 1;
+}
 
-    /* those that it may be stepped with, in the order of their turns */
 
-    while (n < most) {
-        next = NULL;
+/*
+ * Whose row is next: deficit round robin by predicted time (Shreedhar and
+ * Varghese 1996, "Efficient fair queuing using deficit round-robin").  A flow
+ * is what steps together, and its deficit, the device's time that it is owed,
+ * the sum of its pictures'.  In each round a flow is given a quantum times the
+ * weights of its pictures; once it has what a row of it takes, it has its turn,
+ * and pays.
+ *
+ * Rounds are as short as it takes for one flow to have enough: so there is
+ * nothing to go round for, and who needs least is next.  As long as flows want
+ * turns, what they get is in the proportion of their weights, give or take a
+ * row of each, whatever a row takes.  A picture that comes is owed nothing.
+ */
 
-        for (i = 0; i < d->slots; i++) {
-            run = &d->runs[i];
+static int
+sd_device_share_locked(sd_engine_device_t *d, sd_run_t **runs)
+{
+    int        i, k, n, best, most, samples;
+    double     owed, weight, need, least;
+    sd_run_t  *run, *group[SD_MAX_SLOTS];
 
-            if (run->job && run->phase == SD_RUN_STEP
-                && run->copy == runs[0]->copy
-                && run->width == runs[0]->width
-                && run->height == runs[0]->height
-                && run->turn > runs[n - 1]->turn
-                && (next == NULL || run->turn < next->turn))
-            {
-                next = run;
-            }
+    static const double  weights[SD_PRIORITIES] = { 1, 2, 4 };
+
+    best = 0;
+    least = 0;
+
+    for (i = 0; i < d->slots; i++) {
+        n = sd_device_group(d, &d->runs[i], group);
+
+        if (n == 0) {
+            continue;
         }
 
-        if (next == NULL) {
-            break;
+        most = sd_copy_pictures(d, group[0]->copy);
+        samples = 0;
+        weight = 0;
+        owed = 0;
+
+        for (k = 0; k < n; k++) {
+            samples += k < most ? group[k]->samples : 0;
+            weight += weights[group[k]->job->priority];
+            owed += group[k]->owed;
         }
 
-        runs[n++] = next;
+        need = (sd_cost_row_locked(group[0]->copy, group[0]->width,
+                                   group[0]->height, samples)
+                - owed) / weight;
+
+        if (best == 0 || need < least
+            || (need == least && group[0]->turn < runs[0]->turn))
+        {
+            memcpy(runs, group, n * sizeof(sd_run_t *));
+            least = need;
+            best = n;
+        }
     }
 
-    for (i = 0; i < n; i++) {
-        runs[i]->turn = ++d->turns;
+    if (best == 0) {
+        return 0;
+    }
+
+    for (i = 0; i < d->slots && least > 0; i++) {
+        run = &d->runs[i];
+
+        if (sd_device_owns(run, 0)) {
+            run->owed += least * weights[run->job->priority];
+        }
+    }
+
+    /* it pays all that it has, but for what it had before and did not need */
+
+    for (k = 0; k < best; k++) {
+        runs[k]->owed = least < 0
+                        ? -least * weights[runs[k]->job->priority] : 0;
+    }
+
+    most = sd_copy_pictures(d, runs[0]->copy);
+    n = best < most ? best : most;
+
+    for (k = 0; k < n; k++) {
+        runs[k]->turn = ++d->turns;
+    }
+
+    return n;
+}
+
+
+/* those that are stepped together with this one, in the order of their turns;
+ * 0 where another one of them comes before it in the table */
+
+static int
+sd_device_group(sd_engine_device_t *d, sd_run_t *first, sd_run_t **runs)
+{
+    int        i, k, n;
+    sd_run_t  *run;
+
+    if (!sd_device_owns(first, 0)) {
+        return 0;
+    }
+
+    if (sd_copy_pictures(d, first->copy) == 1) {
+        runs[0] = first;
+        return 1;
+    }
+
+    for (i = 0, n = 0; i < d->slots; i++) {
+        run = &d->runs[i];
+
+        if (!sd_device_owns(run, 0) || run->copy != first->copy
+            || run->width != first->width || run->height != first->height)
+        {
+            continue;
+        }
+
+        if (run < first) {
+            return 0;
+        }
+
+        for (k = n++; k && runs[k - 1]->turn > run->turn; k--) {
+            runs[k] = runs[k - 1];
+        }
+
+        runs[k] = run;
     }
 
     return n;
@@ -310,7 +414,7 @@ sd_device_reap(sd_engine_device_t *d, int side)
 
         pthread_mutex_lock(&e->lock);
 
-        if (!sd_device_owns(d, run, side)
+        if (!sd_device_owns(run, side)
             || !atomic_load(&run->job->cancelled))
         {
             run = NULL;

@@ -260,7 +260,7 @@ sd_engine_threads(sd_engine_t *e, sd_error_t *err)
         e->nencoders++;
     }
 
-    if (sd_engine_thread(&e->device, sd_device_thread, e, "sd-cpu", 0, err)
+    if (sd_engine_thread(&e->device, sd_device_thread, e, "sd-steps", 0, err)
         != SD_OK)
     {
         return SD_ERROR;

@@ -4,10 +4,10 @@
  * from the one process that elected itself to run it.
  *
  * Threads: one I/O thread owns all sockets; each device has a thread that owns
- * it and steps the running pictures in turn, and a card has another one for
- * what is beside the steps; encoder threads own JPEG, PNG and base64.  All with
- * every signal blocked, 8 MB stacks, names "sd-io", "sd-cpu0" or "sd-cuda0",
- * "sd-side0", "sd-enc0", and the process's full cpu affinity.
+ * it and steps the running pictures in turn, and another one for what is beside
+ * the steps; encoder threads own JPEG, PNG and base64.  All with every signal
+ * blocked, 8 MB stacks, names "sd-io", "sd-steps0", "sd-side0", "sd-enc0", and
+ * the process's full cpu affinity.
  */
 
 #ifndef SD_ENGINE_H

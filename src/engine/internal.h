@@ -109,7 +109,7 @@ typedef struct {
     sd_error_t      error;
     sd_context_t    steps;              /* step thread */
     size_t          steps_size;         /* of its arena; 0: no context yet */
-    sd_context_t    side;               /* side thread, where there is one */
+    sd_context_t    side;               /* side thread */
     size_t          side_size;
 } sd_engine_unit_t;
 
@@ -163,9 +163,8 @@ typedef struct {
 
 /*
  * A picture on a device.  Its phase says whose it is: the step thread's in
- * SD_RUN_STEP, the side thread's in all others; where there is no side thread
- * everything is the step thread's.  Who has it changes the phase, as the last
- * thing, and does not look back.
+ * SD_RUN_STEP, the side thread's in all others.  Who has it changes the phase,
+ * as the last thing, and does not look back.
  */
 
 typedef enum {
@@ -179,6 +178,7 @@ typedef struct {
     sd_job_t            *job;           /* lock; NULL: a free slot */
     sd_phase_t           phase;         /* lock */
     uint64_t             turn;          /* lock; lower ones come first */
+    double               owed;          /* lock; ms of the device, for steps */
     int                  step, steps;   /* lock */
     int                  evaluations;   /* lock; that are left */
 
@@ -204,8 +204,6 @@ struct sd_engine_device_s {
     char                     name[64];
     sd_engine_unit_t         units[2];      /* by sd_precision_t */
     sd_engine_copy_t        *copies;        /* [nmodels] */
-    int                      has_side;      /* prompts and pictures are the
-                                               side thread's */
     int                      slots;
 
     pthread_t                thread;
@@ -217,6 +215,8 @@ struct sd_engine_device_s {
     sd_run_t                *runs;          /* [slots] */
     int                      nrunning;
     uint64_t                 turns;
+    int                      idle[2];       /* the step thread, the side thread:
+                                               it waits for work */
 };
 
 

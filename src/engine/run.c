@@ -22,13 +22,19 @@ typedef enum {
 } sd_ends_t;
 
 
+typedef struct {
+    double  start;
+    int     beside;             /* the device's other thread works, too */
+} sd_run_clock_t;
+
+
 static int sd_run_stepped(sd_engine_device_t *d, sd_run_t *run,
     sd_error_t *err);
 static int sd_run_show(sd_engine_device_t *d, sd_run_t *run, sd_error_t *err);
 static void sd_run_end(sd_engine_device_t *d, sd_run_t *run);
 
 
-/* hands it over, to the other thread maybe */
+/* hands it over, to the device's other thread maybe */
 
 static void
 sd_run_phase(sd_engine_device_t *d, sd_run_t *run, sd_phase_t phase)
@@ -42,15 +48,49 @@ sd_run_phase(sd_engine_device_t *d, sd_run_t *run, sd_phase_t phase)
 }
 
 
-/* for those to come */
+/* how long work takes, for that to come */
+
+static int
+sd_run_beside_locked(const sd_engine_device_t *d, const sd_run_t *run,
+    sd_cost_what_t what)
+{
+    return !sd_can_record(run->copy->unit->device)
+           && !d->idle[what == SD_COST_EVALUATION];
+}
+
 
 static void
-sd_run_measured(sd_engine_device_t *d, sd_run_t *run, sd_cost_what_t what,
-    double ms)
+sd_run_clock(sd_engine_device_t *d, const sd_run_t *run, sd_cost_what_t what,
+    sd_run_clock_t *clock)
 {
     pthread_mutex_lock(&d->engine->lock);
+    clock->beside = sd_run_beside_locked(d, run, what);
+    pthread_mutex_unlock(&d->engine->lock);
 
-    sd_cost_measured_locked(run->copy, what, run->width, run->height, ms);
+    clock->start = sd_engine_clock();
+}
+
+
+/* n: of a kind.  The cpu's threads are shared evenly with what the device's
+ * other thread does; what had them now and then is not worth counting */
+
+static void
+sd_run_measured(sd_engine_device_t *d, const sd_run_t *run,
+    sd_cost_what_t what, const sd_run_clock_t *clock, int n)
+{
+    int     beside;
+    double  ms;
+
+    ms = (sd_engine_clock() - clock->start) / n;
+
+    pthread_mutex_lock(&d->engine->lock);
+
+    beside = sd_run_beside_locked(d, run, what);
+
+    if (beside == clock->beside) {
+        sd_cost_measured_locked(run->copy, what, run->width, run->height,
+                                beside ? ms / 2 : ms);
+    }
 
     pthread_mutex_unlock(&d->engine->lock);
 }
@@ -127,13 +167,13 @@ int
 sd_run_begin(sd_engine_device_t *d, sd_run_t *run, sd_error_t *err)
 {
     int                 rc;
-    double              start;
     sd_job_t           *job;
     sd_mail_t          *mail;
     sd_params_t         params;
     sd_engine_t        *e;
     sd_context_t       *cx;
     sd_size_t           size;
+    sd_run_clock_t      clock;
     sd_picture_info_t   info;
 
     e = d->engine;
@@ -177,14 +217,14 @@ sd_run_begin(sd_engine_device_t *d, sd_run_t *run, sd_error_t *err)
         return SD_ERROR;
     }
 
-    start = sd_engine_clock();
+    sd_run_clock(d, run, SD_COST_BEGIN, &clock);
 
     rc = sd_picture_begin(run->picture, cx, &job->cancelled, err);
     if (rc != SD_OK) {
         return rc;
     }
 
-    sd_run_measured(d, run, SD_COST_BEGIN, sd_engine_clock() - start);
+    sd_run_measured(d, run, SD_COST_BEGIN, &clock, 1);
 
     run->seed = info.seed;
     run->samples = info.samples;
@@ -222,9 +262,9 @@ int
 sd_run_step(sd_engine_device_t *d, sd_run_t **runs, int n, sd_error_t *err)
 {
     int                i, rc, samples;
-    double             start;
     sd_error_t         error;
     sd_picture_t      *pictures[SD_MAX_SLOTS];
+    sd_run_clock_t     clock;
     sd_engine_copy_t  *copy;
 
     copy = runs[0]->copy;
@@ -240,7 +280,7 @@ sd_run_step(sd_engine_device_t *d, sd_run_t **runs, int n, sd_error_t *err)
 
     /* what several make is not given up for one of them: it leaves after */
 
-    start = sd_engine_clock();
+    sd_run_clock(d, runs[0], SD_COST_EVALUATION, &clock);
 
     rc = sd_batch_row(copy->batch, pictures, n,
                       n == 1 ? &runs[0]->job->cancelled : NULL, err);
@@ -248,8 +288,7 @@ sd_run_step(sd_engine_device_t *d, sd_run_t **runs, int n, sd_error_t *err)
         return rc;
     }
 
-    sd_run_measured(d, runs[0], SD_COST_EVALUATION,
-                    (sd_engine_clock() - start) / samples);
+    sd_run_measured(d, runs[0], SD_COST_EVALUATION, &clock, samples);
 
     for (i = 0; i < n; i++) {
         if (sd_run_stepped(d, runs[i], &error) == SD_ERROR) {
@@ -312,7 +351,7 @@ sd_run_stepped(sd_engine_device_t *d, sd_run_t *run, sd_error_t *err)
         return SD_OK;
     }
 
-    if (d->has_side && run->preview && job->params.preview == SD_PREVIEW_VAE) {
+    if (run->preview && job->params.preview == SD_PREVIEW_VAE) {
         sd_run_phase(d, run, SD_RUN_PREVIEW);
         return SD_OK;
     }
@@ -343,11 +382,11 @@ static int
 sd_run_picture(sd_engine_device_t *d, sd_run_t *run, sd_mail_t *mail,
     sd_error_t *err)
 {
-    int            rc, width, height, scale;
-    double         start;
-    size_t         size;
-    sd_job_t      *job;
-    sd_context_t  *cx;
+    int              rc, width, height, scale;
+    size_t           size;
+    sd_job_t        *job;
+    sd_context_t    *cx;
+    sd_run_clock_t   clock;
 
     job = run->job;
 
@@ -364,7 +403,7 @@ sd_run_picture(sd_engine_device_t *d, sd_run_t *run, sd_mail_t *mail,
 
     if (scale == 1) {
         cx = sd_copy_side(d, run->copy, run->side_size, err);
-        start = sd_engine_clock();
+        sd_run_clock(d, run, SD_COST_FINISH, &clock);
 
         rc = cx ? sd_picture_decode(run->picture, cx, 1,
                                     (uint8_t *) mail->rgb.data, NULL,
@@ -372,7 +411,7 @@ sd_run_picture(sd_engine_device_t *d, sd_run_t *run, sd_mail_t *mail,
                 : SD_ERROR;
 
         if (rc == SD_OK) {
-            sd_run_measured(d, run, SD_COST_FINISH, sd_engine_clock() - start);
+            sd_run_measured(d, run, SD_COST_FINISH, &clock, 1);
         }
 
     } else {
@@ -430,12 +469,12 @@ sd_run_show(sd_engine_device_t *d, sd_run_t *run, sd_error_t *err)
 int
 sd_run_finish(sd_engine_device_t *d, sd_run_t *run, sd_error_t *err)
 {
-    int            rc;
-    double         start;
-    size_t         size;
-    sd_job_t      *job;
-    sd_mail_t     *mail;
-    sd_context_t  *cx;
+    int              rc;
+    size_t           size;
+    sd_job_t        *job;
+    sd_mail_t       *mail;
+    sd_context_t    *cx;
+    sd_run_clock_t   clock;
 
     job = run->job;
     size = (size_t) run->width * run->height * 3;
@@ -455,7 +494,7 @@ sd_run_finish(sd_engine_device_t *d, sd_run_t *run, sd_error_t *err)
     rc = sd_picture_state(run->picture, &mail->latent, err);
 
     if (rc == SD_OK) {
-        start = sd_engine_clock();
+        sd_run_clock(d, run, SD_COST_FINISH, &clock);
 
         rc = sd_picture_decode(run->picture, cx, 0, (uint8_t *) mail->rgb.data,
                                NULL, &job->cancelled, err);
@@ -466,7 +505,7 @@ sd_run_finish(sd_engine_device_t *d, sd_run_t *run, sd_error_t *err)
         return rc;
     }
 
-    sd_run_measured(d, run, SD_COST_FINISH, sd_engine_clock() - start);
+    sd_run_measured(d, run, SD_COST_FINISH, &clock, 1);
 
     mail->rgb.len = size;
     mail->event.rgb_width = run->width;

@@ -37,5 +37,9 @@ int sd_error(sd_error_t *err, int status, const char *code, const char *param,
 #define sd_fail(err, ...)                                                     \
     sd_error(err, 500, "internal_error", NULL, __VA_ARGS__)
 
+/* what a request needs is not there now, or not on this host */
+#define sd_no_memory(err, ...)                                                \
+    sd_error(err, 503, "no_memory", NULL, __VA_ARGS__)
+
 
 #endif

@@ -168,7 +168,8 @@ sd_context_init(sd_context_t *cx, sd_device_t *dev, int plan, size_t size,
     if (cx->arena.base == NULL) {
         sd_context_free(cx);
         cx->status = SD_ERROR;
-        return sd_fail(err, "no memory for an arena of %zu bytes", size);
+        return sd_no_memory(err, "no memory for an arena of %zu bytes",
+                            size);
     }
 
     cx->arena.size = size;

@@ -9,8 +9,14 @@
 #include <pthread.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "cuda.h"
+
+
+#ifndef SD_CUDA_DIR
+#define SD_CUDA_DIR  "/usr/lib/nginx/modules"
+#endif
 
 
 static struct {
@@ -20,13 +26,53 @@ static struct {
 } sd_cuda = { PTHREAD_ONCE_INIT, NULL, { 0 } };
 
 
+static const char *
+sd_cuda_name(const char *path)
+{
+    const char  *slash;
+
+    slash = strrchr(path, '/');
+
+    return slash ? slash + 1 : path;
+}
+
+
+/* Beside the file that this code is in.  If that is the program itself, which
+ * may know no more of its path than its name, also where make install puts it:
+ * beside the module */
+
+static void
+sd_cuda_path(const char *file, char *path, size_t size)
+{
+    int      program;
+    char     exe[PATH_MAX];
+    ssize_t  n;
+
+    n = readlink("/proc/self/exe", exe, sizeof(exe) - 1);
+    exe[n > 0 ? n : 0] = '\0';
+
+    program = strcmp(sd_cuda_name(file), sd_cuda_name(exe)) == 0;
+
+    if (program) {
+        file = exe;
+    }
+
+    snprintf(path, size, "%.*ssd_cuda.so", (int) (sd_cuda_name(file) - file),
+             file);
+
+    if (program && access(path, F_OK) != 0) {
+        snprintf(path, size, "%s", SD_CUDA_DIR "/sd_cuda.so");
+    }
+}
+
+
 /* a library that is missing is named in dlerror(); it stays loaded, as CUDA's
  * own threads and handlers do */
 
 static void
 sd_cuda_open(void)
 {
-    char                    path[PATH_MAX], *slash;
+    char                    path[PATH_MAX];
     void                   *so;
     Dl_info                 info;
     const sd_cuda_entry_t  *entry;
@@ -36,11 +82,7 @@ sd_cuda_open(void)
         return;
     }
 
-    snprintf(path, sizeof(path), "%s", info.dli_fname);
-    slash = strrchr(path, '/');
-
-    snprintf(slash ? slash + 1 : path,
-             sizeof(path) - (slash ? slash + 1 - path : 0), "sd_cuda.so");
+    sd_cuda_path(info.dli_fname, path, sizeof(path));
 
     so = dlopen(path, RTLD_NOW|RTLD_LOCAL);
 

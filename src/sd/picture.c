@@ -145,7 +145,7 @@ sd_picture_tokens(sd_picture_t *p, const sd_params_t *params, sd_error_t *err)
     p->ids = malloc((size_t) p->n * length * sizeof(int32_t));
 
     if (p->ids == NULL) {
-        return sd_fail(err, "no memory for a picture");
+        return sd_no_memory(err, "no memory for a picture");
     }
 
     if (sd_tokenizer_encode(tokenizer, params->prompt, strlen(params->prompt),
@@ -263,7 +263,7 @@ sd_picture_resume(sd_picture_t *p, const sd_params_t *params, sd_error_t *err)
     sd_state_free(&s);
 
     if (p->initial == NULL || rc != SD_OK) {
-        return sd_fail(err, "no memory for a picture");
+        return sd_no_memory(err, "no memory for a picture");
     }
 
     return SD_OK;
@@ -314,7 +314,7 @@ sd_picture_init(sd_picture_t *p, const sd_params_t *params, sd_error_t *err)
     p->rows = calloc(p->nrows, sizeof(sd_sampler_row_t));
 
     if (p->rows == NULL) {
-        return sd_fail(err, "no memory for a picture");
+        return sd_no_memory(err, "no memory for a picture");
     }
 
     if (p->sampler->compile(p->rows, &p->init_sigma, &m->scheduler, p->steps,
@@ -350,7 +350,7 @@ sd_picture_create(sd_picture_t **out, sd_model_t *m, const sd_params_t *params,
     p = calloc(1, sizeof(sd_picture_t));
 
     if (p == NULL) {
-        return sd_fail(err, "no memory for a picture");
+        return sd_no_memory(err, "no memory for a picture");
     }
 
     p->model = m;

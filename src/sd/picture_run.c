@@ -141,7 +141,7 @@ sd_picture_start(sd_picture_t *p, sd_context_t *cx)
             zero = calloc(one, sizeof(float));
 
             if (zero == NULL) {
-                cx->status = sd_fail(cx->err, "no memory for a picture");
+                cx->status = sd_no_memory(cx->err, "no memory for a picture");
                 return;
             }
         }
@@ -164,8 +164,8 @@ sd_picture_begin(sd_picture_t *p, sd_context_t *cx, const atomic_int *cancel,
     p->memory = p->device->ops->alloc(p->device, p->memory_size);
 
     if (p->memory == NULL) {
-        return sd_fail(err, "no memory for a picture: %zu bytes",
-                       p->memory_size);
+        return sd_no_memory(err, "no memory for a picture: %zu bytes",
+                            p->memory_size);
     }
 
     sd_picture_layout(p, p->device->ops);
@@ -252,7 +252,7 @@ sd_picture_decoded(sd_picture_t *p, sd_context_t *cx, sd_tensor_t latent,
         v = malloc(pixels * 3 * sizeof(float));
 
         if (v == NULL) {
-            cx->status = sd_fail(cx->err, "no memory for a picture");
+            cx->status = sd_no_memory(cx->err, "no memory for a picture");
             return;
         }
 

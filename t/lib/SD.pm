@@ -138,7 +138,7 @@ sub free_port {
 }
 
 
-# main, events, http, server: parts of the configuration; or conf: all of it
+# main, events, http, server, servers: parts of the configuration; or conf: all of it
 
 sub new {
     my ($class, %o) = @_;
@@ -172,7 +172,7 @@ load_module $BUILD/ngx_http_sd_module.so;
 pid %%DIR%%/nginx.pid;
 error_log %%DIR%%/error.log info;
 ${\($o{main} // '')}
-events { worker_connections 256; }
+events { ${\($o{events} // 'worker_connections 256;')} }
 http {
     log_format sd '\$request_method \$uri \$status \$sd_status \$sd_step/\$sd_steps '
                   'seed=\$sd_seed queue=\$sd_queue_time time=\$sd_time '

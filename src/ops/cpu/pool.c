@@ -1,15 +1,20 @@
 /*
  * The cpu device's threads.
  *
- * One job at a time: a function and a number of tasks.  How many there are and
- * which is next is one word, the ticket; a thread takes a task by counting it
- * up, and only then looks what the job is, which stays until the task is done.
- * So the caller, who takes part, waits for tasks and not for threads: one that
- * comes late, or that the system does not let run, delays nobody.
+ * A job is a function and a number of tasks.  How many there are and which is
+ * next is one word, the ticket; a thread takes a task by counting it up, and
+ * only then looks what the job is, which stays until the task is done.  So the
+ * caller, who takes part, waits for tasks and not for threads: one that comes
+ * late, or that the system does not let run, delays nobody.
+ *
+ * Two callers may be at work beside each other, each in a lane.  Who is alone
+ * has all threads.  Who is not has half of them, the caller included: each
+ * worker belongs to one of the lanes, but for the last one, which belongs to
+ * none, as there is one caller more; and whose lane is idle helps in the other.
+ * Workers look again after each task, so that the shares are right within one.
  *
  * Idle threads spin for some microseconds, since the next operation is usually
- * about to come, then sleep.  A mutex makes callers take turns, so that two
- * contexts may share a device.
+ * about to come, then sleep.
  */
 
 #define _GNU_SOURCE
@@ -30,21 +35,23 @@
 #define SD_POOL_THREADS  1024
 
 
+#define SD_POOL_LANES    2
+
+
 typedef struct {
     pthread_t   id;
     sd_pool_t  *pool;
+    int         lane;                   /* SD_POOL_LANES: none */
     char       *scratch;
 } sd_thread_t;
 
 
-struct sd_pool_s {
-    int                 threads;        /* the caller's included */
-    int                 started;
-    sd_thread_t        *thread;         /* [threads], [0] is the caller's */
+/* a caller's */
 
+typedef struct {
     pthread_mutex_t     turn;           /* one caller at a time */
-    pthread_mutex_t     mutex;
-    pthread_cond_t      work, finished;
+    pthread_cond_t      finished;
+    char               *scratch;        /* the caller's */
 
     /* the job; written by the caller while no task is left */
     sd_task_pt          task;
@@ -55,9 +62,24 @@ struct sd_pool_s {
     atomic_ullong       ticket;         /* tasks, next task: 32 bits each */
     atomic_int          cancelled;
     atomic_int          done;           /* tasks */
+    atomic_int          waiting;        /* the caller sleeps */
+    atomic_int          busy;           /* there is a caller */
+} sd_lane_t;
 
-    atomic_int          sleeping;       /* threads */
-    atomic_int          waiting;        /* the caller sleeps, too */
+
+struct sd_pool_s {
+    sd_lane_t           lanes[SD_POOL_LANES];
+
+    int                 threads;        /* a caller included */
+    int                 started;
+    sd_thread_t        *thread;         /* [threads - 1] */
+
+    pthread_mutex_t     mutex;
+
+    /* of each lane's threads, and of those without one */
+    pthread_cond_t      work[SD_POOL_LANES + 1];
+    atomic_int          sleeping[SD_POOL_LANES + 1];
+
     atomic_int          quit;
 };
 
@@ -69,8 +91,10 @@ struct sd_pool_s {
 
 
 static void *sd_pool_thread(void *data);
-static void sd_pool_task(sd_pool_t *pool, int task, char *scratch);
-static void sd_pool_work(sd_pool_t *pool, char *scratch);
+static sd_lane_t *sd_pool_lane(sd_pool_t *pool, int own);
+static void sd_pool_task(sd_lane_t *lane, int task, char *scratch);
+static int sd_pool_take(sd_pool_t *pool, sd_lane_t *lane, char *scratch);
+static void sd_pool_wake(sd_pool_t *pool, int lane);
 static int sd_pool_quota(void);
 
 
@@ -84,51 +108,73 @@ sd_pause(void)
 
 
 static void
-sd_pool_task(sd_pool_t *pool, int task, char *scratch)
+sd_pool_task(sd_lane_t *lane, int task, char *scratch)
 {
-    if (pool->cancel != NULL
-        && atomic_load_explicit(pool->cancel, memory_order_relaxed))
+    if (lane->cancel != NULL
+        && atomic_load_explicit(lane->cancel, memory_order_relaxed))
     {
-        atomic_store_explicit(&pool->cancelled, 1, memory_order_relaxed);
+        atomic_store_explicit(&lane->cancelled, 1, memory_order_relaxed);
         return;
     }
 
-    pool->task(pool->data, task, scratch);
+    lane->task(lane->data, task, scratch);
 }
 
 
-/* takes tasks until none is left */
+/* takes a task; 0: none is left */
 
-static void
-sd_pool_work(sd_pool_t *pool, char *scratch)
+static int
+sd_pool_take(sd_pool_t *pool, sd_lane_t *lane, char *scratch)
 {
     unsigned long long  t;
 
-    t = atomic_load_explicit(&pool->ticket, memory_order_acquire);
+    t = atomic_load_explicit(&lane->ticket, memory_order_acquire);
 
-    while (sd_ticket_left(t)) {
-
-        if (!atomic_compare_exchange_weak_explicit(&pool->ticket, &t, t + 1,
-                                                   memory_order_acq_rel,
-                                                   memory_order_acquire))
-        {
-            continue;
+    do {
+        if (!sd_ticket_left(t)) {
+            return 0;
         }
 
-        sd_pool_task(pool, sd_ticket_next(t), scratch);
+    } while (!atomic_compare_exchange_weak_explicit(&lane->ticket, &t, t + 1,
+                                                    memory_order_acq_rel,
+                                                    memory_order_acquire));
 
-        /* the caller says that it waits before it looks for the last time */
+    sd_pool_task(lane, sd_ticket_next(t), scratch);
 
-        if (atomic_fetch_add(&pool->done, 1) == sd_ticket_tasks(t) - 1
-            && atomic_load(&pool->waiting))
-        {
-            pthread_mutex_lock(&pool->mutex);
-            pthread_cond_signal(&pool->finished);
-            pthread_mutex_unlock(&pool->mutex);
-        }
+    /* the caller says that it waits before it looks for the last time */
 
-        t = atomic_load_explicit(&pool->ticket, memory_order_acquire);
+    if (atomic_fetch_add(&lane->done, 1) == sd_ticket_tasks(t) - 1
+        && atomic_load(&lane->waiting))
+    {
+        pthread_mutex_lock(&pool->mutex);
+        pthread_cond_signal(&lane->finished);
+        pthread_mutex_unlock(&pool->mutex);
     }
+
+    return 1;
+}
+
+
+/* where a thread of this lane is to work now, or NULL */
+
+static sd_lane_t *
+sd_pool_lane(sd_pool_t *pool, int own)
+{
+    int         i;
+    sd_lane_t  *lane, *other;
+
+    for (i = 0; i < SD_POOL_LANES; i++) {
+        lane = &pool->lanes[i];
+        other = &pool->lanes[!i];
+
+        if (sd_ticket_left(atomic_load(&lane->ticket))
+            && (i == own || !atomic_load(&other->busy)))
+        {
+            return lane;
+        }
+    }
+
+    return NULL;
 }
 
 
@@ -136,41 +182,63 @@ static void *
 sd_pool_thread(void *data)
 {
     int           i;
+    sd_lane_t    *lane;
     sd_pool_t    *pool;
     sd_thread_t  *t = data;
 
     pool = t->pool;
 
     for ( ;; ) {
+        lane = NULL;
+
         for (i = 0; i < SD_POOL_SPIN; i++) {
-            if (sd_ticket_left(atomic_load_explicit(&pool->ticket,
-                                                    memory_order_acquire)))
-            {
+            lane = sd_pool_lane(pool, t->lane);
+
+            if (lane) {
                 break;
             }
 
             sd_pause();
         }
 
-        if (i == SD_POOL_SPIN) {
+        if (lane == NULL) {
             pthread_mutex_lock(&pool->mutex);
-            atomic_fetch_add(&pool->sleeping, 1);
+            atomic_fetch_add(&pool->sleeping[t->lane], 1);
 
-            while (!sd_ticket_left(atomic_load(&pool->ticket))
-                   && !atomic_load(&pool->quit))
+            while (!atomic_load(&pool->quit)
+                   && (lane = sd_pool_lane(pool, t->lane)) == NULL)
             {
-                pthread_cond_wait(&pool->work, &pool->mutex);
+                pthread_cond_wait(&pool->work[t->lane], &pool->mutex);
             }
 
-            atomic_fetch_sub(&pool->sleeping, 1);
+            atomic_fetch_sub(&pool->sleeping[t->lane], 1);
             pthread_mutex_unlock(&pool->mutex);
 
-            if (atomic_load(&pool->quit)) {
+            if (lane == NULL) {
                 return NULL;
             }
         }
 
-        sd_pool_work(pool, t->scratch);
+        (void) sd_pool_take(pool, lane, t->scratch);
+    }
+}
+
+
+/* whoever goes to sleep says so before looking at the tickets */
+
+static void
+sd_pool_wake(sd_pool_t *pool, int lane)
+{
+    int  i, alone;
+
+    alone = !atomic_load(&pool->lanes[!lane].busy);
+
+    for (i = 0; i <= SD_POOL_LANES; i++) {
+        if ((i == lane || alone) && atomic_load(&pool->sleeping[i])) {
+            pthread_mutex_lock(&pool->mutex);
+            pthread_cond_broadcast(&pool->work[i]);
+            pthread_mutex_unlock(&pool->mutex);
+        }
     }
 }
 
@@ -179,38 +247,39 @@ int
 sd_pool_run(sd_context_t *cx, sd_task_pt task, void *data, int n)
 {
     int         i;
+    sd_lane_t  *lane;
     sd_pool_t  *pool = ((sd_cpu_t *) cx->device->impl)->pool;
 
-    pthread_mutex_lock(&pool->turn);
+    lane = &pool->lanes[0];
 
-    pool->task = task;
-    pool->data = data;
-    pool->cancel = cx->cancel;
+    if (pthread_mutex_trylock(&lane->turn) != 0) {
+        lane = &pool->lanes[1];
+        pthread_mutex_lock(&lane->turn);
+    }
 
-    atomic_store_explicit(&pool->cancelled, 0, memory_order_relaxed);
+    atomic_store(&lane->busy, 1);
+
+    lane->task = task;
+    lane->data = data;
+    lane->cancel = cx->cancel;
+
+    atomic_store_explicit(&lane->cancelled, 0, memory_order_relaxed);
 
     if (n == 1 || pool->started == 0) {
         for (i = 0; i < n; i++) {
-            sd_pool_task(pool, i, pool->thread[0].scratch);
+            sd_pool_task(lane, i, lane->scratch);
         }
 
     } else {
-        atomic_store_explicit(&pool->done, 0, memory_order_relaxed);
+        atomic_store_explicit(&lane->done, 0, memory_order_relaxed);
+        atomic_store(&lane->ticket, sd_ticket(n));
 
-        /* whoever goes to sleep says so before looking at the ticket */
+        sd_pool_wake(pool, lane - pool->lanes);
 
-        atomic_store(&pool->ticket, sd_ticket(n));
-
-        if (atomic_load(&pool->sleeping)) {
-            pthread_mutex_lock(&pool->mutex);
-            pthread_cond_broadcast(&pool->work);
-            pthread_mutex_unlock(&pool->mutex);
-        }
-
-        sd_pool_work(pool, pool->thread[0].scratch);
+        while (sd_pool_take(pool, lane, lane->scratch)) { /* void */ }
 
         for (i = 0; i < SD_POOL_SPIN; i++) {
-            if (atomic_load_explicit(&pool->done, memory_order_acquire) == n) {
+            if (atomic_load_explicit(&lane->done, memory_order_acquire) == n) {
                 break;
             }
 
@@ -219,31 +288,46 @@ sd_pool_run(sd_context_t *cx, sd_task_pt task, void *data, int n)
 
         if (i == SD_POOL_SPIN) {
             pthread_mutex_lock(&pool->mutex);
-            atomic_store(&pool->waiting, 1);
+            atomic_store(&lane->waiting, 1);
 
-            while (atomic_load(&pool->done) != n) {
-                pthread_cond_wait(&pool->finished, &pool->mutex);
+            while (atomic_load(&lane->done) != n) {
+                pthread_cond_wait(&lane->finished, &pool->mutex);
             }
 
-            atomic_store(&pool->waiting, 0);
+            atomic_store(&lane->waiting, 0);
             pthread_mutex_unlock(&pool->mutex);
         }
     }
 
-    if (atomic_load_explicit(&pool->cancelled, memory_order_relaxed)) {
+    if (atomic_load_explicit(&lane->cancelled, memory_order_relaxed)) {
         cx->status = SD_CANCELLED;
     }
 
-    pthread_mutex_unlock(&pool->turn);
+    atomic_store(&lane->busy, 0);
+    pthread_mutex_unlock(&lane->turn);
 
     return cx->status;
+}
+
+
+/* mapped, so that what no task uses costs no memory */
+
+static char *
+sd_pool_scratch(void)
+{
+    char  *p;
+
+    p = mmap(NULL, SD_SCRATCH, PROT_READ|PROT_WRITE,
+             MAP_PRIVATE|MAP_ANONYMOUS, -1, 0);
+
+    return p == MAP_FAILED ? NULL : p;
 }
 
 
 int
 sd_pool_create(sd_pool_t **out, int threads, sd_error_t *err)
 {
-    int              i, rc;
+    int              i, rc, scratch;
     char             name[16];
     sigset_t         all, old;
     sd_pool_t       *pool;
@@ -265,31 +349,39 @@ sd_pool_create(sd_pool_t **out, int threads, sd_error_t *err)
 
     pool->threads = threads;
 
-    pthread_mutex_init(&pool->turn, NULL);
     pthread_mutex_init(&pool->mutex, NULL);
-    pthread_cond_init(&pool->work, NULL);
-    pthread_cond_init(&pool->finished, NULL);
 
-    pool->thread = calloc(threads, sizeof(sd_thread_t));
-    if (pool->thread == NULL) {
-        sd_pool_destroy(pool);
-        return sd_fail(err, "no memory for the thread pool");
+    for (i = 0; i <= SD_POOL_LANES; i++) {
+        pthread_cond_init(&pool->work[i], NULL);
     }
 
-    for (i = 0; i < threads; i++) {
+    pool->thread = calloc(threads, sizeof(sd_thread_t));
+    scratch = pool->thread != NULL;
+
+    for (i = 0; i < SD_POOL_LANES; i++) {
+        pthread_mutex_init(&pool->lanes[i].turn, NULL);
+        pthread_cond_init(&pool->lanes[i].finished, NULL);
+
+        pool->lanes[i].scratch = sd_pool_scratch();
+        scratch = scratch && pool->lanes[i].scratch;
+    }
+
+    for (i = 0; scratch && i < threads - 1; i++) {
         t = &pool->thread[i];
         t->pool = pool;
 
-        /* mapped, so that what no task uses costs no memory */
+        /* the callers are one of each half, and the last one is too many */
 
-        t->scratch = mmap(NULL, SD_SCRATCH, PROT_READ|PROT_WRITE,
-                          MAP_PRIVATE|MAP_ANONYMOUS, -1, 0);
+        t->lane = i < (threads - 1) / 2 ? 0
+                  : i < threads - 2 ? 1 : SD_POOL_LANES;
 
-        if (t->scratch == MAP_FAILED) {
-            t->scratch = NULL;
-            sd_pool_destroy(pool);
-            return sd_fail(err, "no memory for the threads' scratch");
-        }
+        t->scratch = sd_pool_scratch();
+        scratch = t->scratch != NULL;
+    }
+
+    if (!scratch) {
+        sd_pool_destroy(pool);
+        return sd_fail(err, "no memory for the thread pool");
     }
 
     sigfillset(&all);
@@ -300,7 +392,7 @@ sd_pool_create(sd_pool_t **out, int threads, sd_error_t *err)
 
     rc = 0;
 
-    for (i = 1; i < threads; i++) {
+    for (i = 0; i < threads - 1; i++) {
         t = &pool->thread[i];
 
         rc = pthread_create(&t->id, &attr, sd_pool_thread, t);
@@ -310,7 +402,7 @@ sd_pool_create(sd_pool_t **out, int threads, sd_error_t *err)
 
         pool->started++;
 
-        snprintf(name, sizeof(name), "sd-cpu%d", i);
+        snprintf(name, sizeof(name), "sd-pool%d", i + 1);
         pthread_setname_np(t->id, name);
     }
 
@@ -332,31 +424,46 @@ sd_pool_create(sd_pool_t **out, int threads, sd_error_t *err)
 void
 sd_pool_destroy(sd_pool_t *pool)
 {
-    int  i;
+    int         i;
+    sd_lane_t  *lane;
 
     if (pool->started) {
         pthread_mutex_lock(&pool->mutex);
         atomic_store(&pool->quit, 1);
-        pthread_cond_broadcast(&pool->work);
+
+        for (i = 0; i <= SD_POOL_LANES; i++) {
+            pthread_cond_broadcast(&pool->work[i]);
+        }
+
         pthread_mutex_unlock(&pool->mutex);
 
-        for (i = 1; i <= pool->started; i++) {
+        for (i = 0; i < pool->started; i++) {
             pthread_join(pool->thread[i].id, NULL);
         }
     }
 
-    if (pool->thread != NULL) {
-        for (i = 0; i < pool->threads; i++) {
-            if (pool->thread[i].scratch != NULL) {
-                munmap(pool->thread[i].scratch, SD_SCRATCH);
-            }
+    for (i = 0; pool->thread && i < pool->threads - 1; i++) {
+        if (pool->thread[i].scratch != NULL) {
+            munmap(pool->thread[i].scratch, SD_SCRATCH);
         }
     }
 
-    pthread_mutex_destroy(&pool->turn);
+    for (i = 0; i < SD_POOL_LANES; i++) {
+        lane = &pool->lanes[i];
+
+        if (lane->scratch != NULL) {
+            munmap(lane->scratch, SD_SCRATCH);
+        }
+
+        pthread_mutex_destroy(&lane->turn);
+        pthread_cond_destroy(&lane->finished);
+    }
+
+    for (i = 0; i <= SD_POOL_LANES; i++) {
+        pthread_cond_destroy(&pool->work[i]);
+    }
+
     pthread_mutex_destroy(&pool->mutex);
-    pthread_cond_destroy(&pool->work);
-    pthread_cond_destroy(&pool->finished);
 
     free(pool->thread);
     free(pool);
