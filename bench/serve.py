@@ -4,15 +4,19 @@ saw and what nginx logged; for a block of bench/RESULTS.md.
 
     bench/serve.py --model DIR [--device cuda] [--clients 8] [--pictures 3]
                    [--steps 50] [--nginx PATH] [--module FILE] [--cache DIR]
+                   [--beside 768x512]
 
-Starts an nginx of its own on a free port.  Each client asks for its pictures
-one after the other, as multipart/mixed with a preview each step.
+Starts an nginx of its own on a free port, and once more when all is measured,
+with what it has found out in --cache.  Each client asks for its pictures one
+after the other, as multipart/mixed with a preview each step.  With --beside a
+picture of another size, for which nothing was made ready, is begun beside one.
 """
 import argparse
 import http.client
 import json
 import os
 import re
+import signal
 import socket
 import statistics
 import subprocess
@@ -44,10 +48,12 @@ http {{
     sd_model {model};
     sd_device {device};
     sd_cache_path {cache};
+    sd_slots {slots};
+    sd_max_pixels 1048576;
     server {{
         listen 127.0.0.1:{port};
         location = /generate {{ sd_generate; }}
-        location = /ready {{ sd_ready; }}
+        location = /ready {{ sd_ready; access_log off; }}
         location = /status {{ sd_status; }}
     }}
 }}
@@ -76,12 +82,12 @@ def parts(response):
         yield head.get("sd-event"), time.monotonic(), len(body)
 
 
-def picture(port, seed, steps, saw):
+def picture(port, seed, steps, saw, **more):
     start = time.monotonic()
     c = http.client.HTTPConnection("127.0.0.1", port, timeout=300)
     c.request("POST", "/generate", json.dumps({
         "prompt": "a red house beside a lake at sunset", "seed": seed,
-        "steps": steps, "sampler": "ddim"}),
+        "steps": steps, "sampler": "ddim", **more}),
         {"Content-Type": "application/json", "Accept": "multipart/mixed"})
     response = c.getresponse()
     times, final, size = [], None, 0
@@ -111,6 +117,63 @@ def table(name, saw, seconds):
         len(finals) / seconds))
 
 
+def together(calls):
+    threads = [threading.Thread(target=call) for call in calls]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+
+
+def beside(port, steps, size):
+    """A picture of this size is begun while others run: what it and they
+    wait for."""
+    running, other = [], []
+    width, height = map(int, size.split("x"))
+
+    def late():
+        time.sleep(0.2)
+        for _ in range(2):
+            picture(port, 1, steps, other, width=width, height=height)
+    together([lambda: [picture(port, i, steps, running) for i in range(8)],
+              late])
+    bad = [s[0] for s in running + other if s[0] != 200 or s[2] is None]
+    if not bad:
+        print("beside them, %s: the first preview after %.0f ms, then after "
+              "%.0f ms; the others' longest gap %.1f ms, usually %.1f\n" % (
+                  size, 1e3 * other[0][1][0], 1e3 * other[1][1][0],
+                  1e3 * max(g for s in running for g in s[3]),
+                  1e3 * statistics.median(g for s in running for g in s[3])))
+    return bad
+
+
+def start_nginx(a, d, port):
+    """nginx, and the seconds until it was ready"""
+    start = time.monotonic()
+    nginx = subprocess.Popen([a.nginx, "-p", d, "-c", d + "/nginx.conf",
+                              "-e", d + "/error.log"])
+    while True:
+        try:
+            c = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+            c.request("GET", "/ready")
+            if c.getresponse().status == 200:
+                return nginx, time.monotonic() - start
+        except OSError:
+            pass
+        if nginx.poll() is not None or time.monotonic() - start > 240:
+            stop_nginx(nginx)
+            sys.exit(open(d + "/error.log", encoding="utf-8").read())
+        time.sleep(0.05)
+
+
+def stop_nginx(nginx):
+    nginx.send_signal(signal.SIGQUIT)
+    try:
+        nginx.wait(60)
+    except subprocess.TimeoutExpired:
+        nginx.kill()
+
+
 def main():
     p = argparse.ArgumentParser()
     p.add_argument("--model", required=True)
@@ -122,6 +185,7 @@ def main():
     p.add_argument("--module",
                    default=os.path.join(BUILD, "ngx_http_sd_module.so"))
     p.add_argument("--cache", default=None)
+    p.add_argument("--beside", help="a size, as 768x512")
     a = p.parse_args()
 
     d = tempfile.mkdtemp()
@@ -130,26 +194,13 @@ def main():
     with open(d + "/nginx.conf", "w", encoding="utf-8") as f:
         f.write(CONF.format(dir=d, port=port, model=os.path.abspath(a.model),
                             module=os.path.abspath(a.module), device=a.device,
+                            slots=max(a.clients, 8),
                             cache=a.cache or d + "/cache"))
-    started = time.monotonic()
-    nginx = subprocess.Popen([a.nginx, "-p", d, "-c", d + "/nginx.conf",
-                              "-e", d + "/error.log"])
+    bad = []
+    nginx, ready = start_nginx(a, d, port)
     try:
-        while True:
-            try:
-                c = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
-                c.request("GET", "/ready")
-                if c.getresponse().status == 200:
-                    break
-            except OSError:
-                pass
-            if nginx.poll() is not None or time.monotonic() - started > 240:
-                print(open(d + "/error.log", encoding="utf-8").read(),
-                      file=sys.stderr)
-                return 1
-            time.sleep(0.1)
         print("ready after %.1f s; %d steps, a preview and a state each\n"
-              % (time.monotonic() - started, a.steps))
+              % (ready, a.steps))
         print("| clients | pictures | first preview, ms | between previews, ms "
               "| picture, ms | previews seen | pictures/s |")
         print("| --- | --- | --- | --- | --- | --- | --- |")
@@ -165,21 +216,17 @@ def main():
             for i in range(a.pictures):
                 picture(port, 100 * k + i, a.steps, saw)
         start = time.monotonic()
-        threads = [threading.Thread(target=client, args=(k,))
-                   for k in range(a.clients)]
-        for t in threads:
-            t.start()
-        for t in threads:
-            t.join()
+        together([lambda k=k: client(k) for k in range(a.clients)])
         table("%d" % a.clients, saw, time.monotonic() - start)
-        bad = [s[0] for s in saw if s[0] != 200 or s[2] is None]
+        bad += [s[0] for s in saw if s[0] != 200 or s[2] is None]
         print("\n%d of %d failed\n" % (len(bad), len(saw)))
+        if a.beside:
+            bad += beside(port, a.steps, a.beside)
     finally:
-        nginx.send_signal(3)
-        try:
-            nginx.wait(60)
-        except subprocess.TimeoutExpired:
-            nginx.kill()
+        stop_nginx(nginx)
+    nginx, ready = start_nginx(a, d, port)
+    stop_nginx(nginx)
+    print("started once more: ready after %.1f s\n" % ready)
     log = open(d + "/access.log", encoding="utf-8").read().splitlines()
     print("access log, the last %d:\n\n```" % min(8, len(log)))
     print("\n".join(log[-8:]))
