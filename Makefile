@@ -33,7 +33,8 @@ endif
 # to build and run; the tests need more: a browser, and python to drive it
 PKGS      := build-essential nginx nginx-dev libturbojpeg0-dev libcjson-dev \
              libpcre2-dev libutf8proc-dev libpng-dev perl curl
-TEST_PKGS := chromium fonts-dejavu-core python3-venv ca-certificates
+TEST_PKGS := chromium fonts-dejavu-core python3-venv python3-yaml openssl \
+             ca-certificates
 
 # libsd.a: everything but the command and nginx's side
 DIRS      := src/io src/ops src/ops/cpu src/sd src/engine src/http
@@ -427,7 +428,9 @@ install: all
 	test ! -f $(BUILD)/sd_cuda.so \
 	    || put 644 $(BUILD)/sd_cuda.so $(NGINX_MODULES)/sd_cuda.so; \
 	put 755 $(BUILD)/sd $(PREFIX)/bin/sd; \
-	for f in $$(find model html -name train -prune -o -type f -print); do \
+	for f in $$(find model html conf/examples conf/errors.conf \
+	                -name train -prune -o -type f -print); \
+	do \
 	    put 644 $$f $(PREFIX)/share/sd/$$f; \
 	done
 

@@ -179,6 +179,12 @@ is($second->{step}, 6, '/invocations: the next');
 is(picture_size(decode_base64($second->{images}[-1])), 'jpeg 64x64',
    'a picture');
 
+my $stream = $t->post('/invocations', { %small }, Accept => $mixed);
+my @events = map { $_->{event} } $stream->parts();
+is($events[-1], 'final', '/invocations: a stream, where one is asked for');
+cmp_ok(scalar @events, '>', 2, 'of what happens');
+is($t->post('/stream', { %small })->status(), 404, 'by no other name');
+
 
 # /ping has two seconds, whatever the load; the slots are full, and the queue
 

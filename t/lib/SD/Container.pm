@@ -231,19 +231,38 @@ sub exec_in {
 }
 
 
-# its output is in $self->{output}
+# as a user, root by default; its output is in $self->{output}, through a pipe
+# that is this user's, as an engine's is
 
 sub run {
-    my ($self, %env) = @_;
+    my ($self, $env, $user) = @_;
 
+    $user //= 0;
     $self->{output} = "$self->{root}.output";
+
+    my @user = $user ? ('setpriv', '--reuid', $user, '--regid', $user,
+                        '--clear-groups') : ();
+    my @command = $self->exec_in($env, @user, $self->command('CMD'));
+
+    pipe my $out, my $in or die "pipe: $!";
+    chown $user, $user, $in;
 
     my $outer = fork() // die "fork: $!";
 
     if ($outer == 0) {
+        close $out;
+        open STDOUT, '>&', $in or die "$!";
+        open STDERR, '>&', $in or die "$!";
+        exec @command;
+        exit 127;
+    }
+
+    close $in;
+
+    if (!($self->{log} = fork() // die "fork: $!")) {
+        open STDIN, '<&', $out or die "$!";
         open STDOUT, '>', $self->{output} or die "$!";
-        open STDERR, '>&', \*STDOUT;
-        exec $self->exec_in(\%env, $self->command('CMD'));
+        exec 'cat';
         exit 127;
     }
 
@@ -255,6 +274,21 @@ sub run {
         my ($pid) = SD::slurp("/proc/$outer/task/$outer/children") =~ /(\d+)/;
         $pid && SD::slurp("/proc/$pid/cmdline") =~ /serve/ && $pid;
     };
+}
+
+
+# waits for the end: the exit status
+
+sub ended {
+    my ($self) = @_;
+
+    SD::wait_for { waitpid($self->{outer}, 1) == $self->{outer} }
+        or kill 'KILL', $self->{outer};
+
+    my $status = $? >> 8;
+    waitpid $self->{log}, 0;
+
+    return $status;
 }
 
 
