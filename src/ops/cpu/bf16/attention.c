@@ -7,6 +7,7 @@
  */
 
 #include "bf16_isa.h"
+#include "../softmax.h"
 
 
 static void sd_bf16_attend_weights(const float *scores, sd_bf16_t *weights,
@@ -70,9 +71,8 @@ sd_bf16_attend_weights(const float *scores, sd_bf16_t *weights, int keys,
     int padded, float *maxima, float *sums, float *out, int d, float scale,
     int first)
 {
-    int           i, j, moved;
-    v16           m, n, c, base, old, new, s, t, sum, other;
-    float         factor[SD_LANES] __attribute__((aligned(64)));
+    int           i, j;
+    v16           c, base, s, t, sum, other;
     sd_bf16_t    *w;
     const float  *p;
 
@@ -80,44 +80,8 @@ sd_bf16_attend_weights(const float *scores, sd_bf16_t *weights, int keys,
 
     for (i = 0; i < SD_PANEL; i += SD_LANES) {
         p = scores + i;
-        m = v_load(p);
-        n = m;
-
-        for (j = 1; j + 2 <= keys; j += 2) {
-            m = v_max(m, v_load(p + j * SD_PANEL));
-            n = v_max(n, v_load(p + (j + 1) * SD_PANEL));
-        }
-
-        if (j < keys) {
-            m = v_max(m, v_load(p + j * SD_PANEL));
-        }
-
-        /* in powers of two; the scale is positive */
-
-        new = v_round(v_mul(v_max(m, n), c));
-        sum = v_set(0);
-
-        if (!first) {
-            old = v_load(maxima + i);
-            new = v_max(new, old);
-
-            v_store(factor, v_power2(v_sub(old, new)));
-
-            for (moved = 0, j = 0; j < SD_LANES; j++) {
-                moved |= factor[j] != 1.0f;
-            }
-
-            s = v_load(factor);
-            sum = v_mul(v_load(sums + i), s);
-
-            for (j = 0; moved && j < d; j++) {
-                v_store(out + j * SD_PANEL + i,
-                        v_mul(v_load(out + j * SD_PANEL + i), s));
-            }
-        }
-
-        v_store(maxima + i, new);
-        base = v_exp2_base(new);
+        base = sd_softmax_block(p, keys, SD_PANEL, maxima + i, sums + i,
+                                out + i, d, c, first, &sum);
         other = v_set(0);
         w = weights + i * SD_BF16_K;
 

@@ -23,6 +23,7 @@
  */
 
 #include "isa.h"
+#include "../softmax.h"
 
 
 #define SD_QUERIES  96
@@ -89,52 +90,16 @@ static void
 sd_attend_weights(float *scores, int keys, int columns, float *maxima,
     float *sums, float *out, int d, float scale, int first)
 {
-    int     i, j, moved;
-    v16     m, n, c, base, old, new, s, sum, other;
-    float  *p, factor[SD_LANES] __attribute__((aligned(64)));
+    int     i, j;
+    v16     c, base, s, sum, other;
+    float  *p;
 
     c = v_set(scale);
 
     for (i = 0; i < columns; i += SD_LANES) {
         p = scores + i;
-        m = v_load(p);
-        n = m;
-
-        for (j = 1; j + 2 <= keys; j += 2) {
-            m = v_max(m, v_load(p + j * columns));
-            n = v_max(n, v_load(p + (j + 1) * columns));
-        }
-
-        if (j < keys) {
-            m = v_max(m, v_load(p + j * columns));
-        }
-
-        /* in powers of two; the scale is positive */
-
-        new = v_round(v_mul(v_max(m, n), c));
-        sum = v_set(0);
-
-        if (!first) {
-            old = v_load(maxima + i);
-            new = v_max(new, old);
-
-            v_store(factor, v_power2(v_sub(old, new)));
-
-            for (moved = 0, j = 0; j < SD_LANES; j++) {
-                moved |= factor[j] != 1.0f;
-            }
-
-            s = v_load(factor);
-            sum = v_mul(v_load(sums + i), s);
-
-            for (j = 0; moved && j < d; j++) {
-                v_store(out + j * columns + i,
-                        v_mul(v_load(out + j * columns + i), s));
-            }
-        }
-
-        v_store(maxima + i, new);
-        base = v_exp2_base(new);
+        base = sd_softmax_block(p, keys, columns, maxima + i, sums + i, out + i,
+                                d, c, first, &sum);
         other = v_set(0);
 
         for (j = 0; j + 2 <= keys; j += 2) {
