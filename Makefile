@@ -34,7 +34,7 @@ endif
 PKGS      := build-essential nginx nginx-dev libturbojpeg0-dev libcjson-dev \
              libpcre2-dev libutf8proc-dev libpng-dev perl curl
 TEST_PKGS := chromium fonts-dejavu-core python3-venv python3-yaml openssl \
-             ca-certificates
+             ca-certificates prometheus
 
 # libsd.a: everything but the command and nginx's side
 DIRS      := src/io src/ops src/ops/cpu src/sd src/engine src/http

@@ -1,6 +1,6 @@
 
 /*
- * Nginx's side of Stable Diffusion: what its three files share.  See
+ * Nginx's side of Stable Diffusion: what its files share.  See
  * ngx_http_sd_module.c for the whole.
  */
 
@@ -35,6 +35,7 @@ typedef struct {
     struct sockaddr_un         addr;
     socklen_t                  addrlen;
     uint8_t                    cookie[SD_COOKIE_SIZE];
+    uint64_t                   cycle;       /* by which it is in the zone */
     ngx_pid_t                 *pids;        /* shared: by ngx_worker */
 
     sd_engine_t               *engine;
@@ -70,6 +71,7 @@ typedef struct {
     ngx_int_t                  queue;
     ngx_msec_t                 drain_timeout;
 
+    ngx_shm_zone_t            *zone;        /* data: sd_stats_t */
     ngx_http_sd_engine_t      *engine;      /* NULL: none, answer 503 */
 } ngx_http_sd_main_conf_t;
 
@@ -77,7 +79,7 @@ typedef struct {
 typedef struct {
     ngx_http_upstream_conf_t   upstream;
 
-    ngx_uint_t                 dialect;     /* sd_dialect_id_t */
+    ngx_uint_t                 dialect;     /* sd_dialect_id_t, or below */
     u_char                    *file;        /* where the handler is set */
     ngx_uint_t                 line;
 
@@ -100,6 +102,16 @@ typedef struct {
 } ngx_http_sd_loc_conf_t;
 
 
+/* what answers without an engine, and is no dialect */
+
+typedef enum {
+    NGX_HTTP_SD_STATUS = SD_DIALECTS,
+    NGX_HTTP_SD_METRICS,
+    NGX_HTTP_SD_READY,
+    NGX_HTTP_SD_LIVE
+} ngx_http_sd_handler_e;
+
+
 typedef enum {
     NGX_HTTP_SD_VAR_STATUS,
     NGX_HTTP_SD_VAR_STEP,
@@ -118,8 +130,16 @@ sd_user_t *ngx_http_sd_user(ngx_cycle_t *cycle, sd_user_t *user);
 /* ngx_http_sd_upstream.c */
 
 ngx_int_t ngx_http_sd_handler(ngx_http_request_t *r);
+ngx_int_t ngx_http_sd_add_header(ngx_http_request_t *r, char *name,
+    ngx_str_t *value);
 ngx_int_t ngx_http_sd_variable(ngx_http_request_t *r,
     ngx_http_variable_value_t *v, uintptr_t data);
+
+/* ngx_http_sd_status.c */
+
+char *ngx_http_sd_add_zone(ngx_conf_t *cf, ngx_shm_zone_t **zone,
+    ngx_str_t *name, size_t size);
+ngx_int_t ngx_http_sd_tell(ngx_http_request_t *r);
 
 /* ngx_http_sd_engine.c */
 

@@ -175,6 +175,8 @@ ngx_http_sd_create_engine(ngx_cycle_t *cycle)
 
     e->addrlen = p - (u_char *) &e->addr;
 
+    ngx_memcpy(&e->cycle, name, sizeof(uint64_t));
+
     e->listen = socket(AF_UNIX, SOCK_STREAM|SOCK_NONBLOCK|SOCK_CLOEXEC, 0);
 
     if (e->listen == (ngx_socket_t) -1
@@ -319,6 +321,8 @@ ngx_http_sd_start_engine(ngx_cycle_t *cycle, ngx_http_sd_main_conf_t *smcf)
     conf.queue = (int) smcf->queue;
     conf.slots = (int) smcf->slots;
     conf.heartbeat = (int) smcf->heartbeat;
+    conf.stats = smcf->zone->data;
+    conf.cycle = e->cycle;
     conf.log = ngx_http_sd_log;
     conf.log_data = e;
 
@@ -452,6 +456,8 @@ ngx_http_sd_wakeup_handler(ngx_event_t *ev)
         /* the worker is going to exit; from here on the timer holds it */
 
         e->exiting = 1;
+        sd_engine_leave(e->engine);
+
         e->drain_start = ngx_current_msec;
         e->idle_start = ngx_current_msec;
 

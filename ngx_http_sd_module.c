@@ -16,6 +16,7 @@
  *     ngx_http_sd_module.c     directives and configuration
  *     ngx_http_sd_upstream.c   a request's way to the engine, the answer's way
  *                              back, variables
+ *     ngx_http_sd_status.c     what operators look at, and the zone it is in
  *     ngx_http_sd_engine.c     the engine's life: sockets, election, reload
  */
 
@@ -39,6 +40,8 @@ static ngx_int_t ngx_http_sd_model_index(ngx_conf_t *cf, ngx_str_t *path,
     ngx_uint_t precision);
 static char *ngx_http_sd_set_handler(ngx_conf_t *cf, ngx_command_t *cmd,
     void *conf);
+static char *ngx_http_sd_set_zone(ngx_conf_t *cf, ngx_command_t *cmd,
+    void *conf);
 static char *ngx_http_sd_set_model(ngx_conf_t *cf, ngx_command_t *cmd,
     void *conf);
 static char *ngx_http_sd_set_device(ngx_conf_t *cf, ngx_command_t *cmd,
@@ -56,8 +59,10 @@ static ngx_conf_enum_t  ngx_http_sd_dialects[] = {
     { ngx_null_string, 0 }
 };
 
-static ngx_uint_t  ngx_http_sd_status = SD_DIALECT_STATUS;
-static ngx_uint_t  ngx_http_sd_ready = SD_DIALECT_READY;
+static ngx_uint_t  ngx_http_sd_status = NGX_HTTP_SD_STATUS;
+static ngx_uint_t  ngx_http_sd_metrics = NGX_HTTP_SD_METRICS;
+static ngx_uint_t  ngx_http_sd_ready = NGX_HTTP_SD_READY;
+static ngx_uint_t  ngx_http_sd_live = NGX_HTTP_SD_LIVE;
 
 
 static ngx_conf_enum_t  ngx_http_sd_precisions[] = {
@@ -133,12 +138,33 @@ static ngx_command_t  ngx_http_sd_commands[] = {
       0,
       &ngx_http_sd_status },
 
+    { ngx_string("sd_metrics"),
+      NGX_HTTP_LOC_CONF|NGX_CONF_NOARGS,
+      ngx_http_sd_set_handler,
+      NGX_HTTP_LOC_CONF_OFFSET,
+      0,
+      &ngx_http_sd_metrics },
+
     { ngx_string("sd_ready"),
       NGX_HTTP_LOC_CONF|NGX_CONF_NOARGS,
       ngx_http_sd_set_handler,
       NGX_HTTP_LOC_CONF_OFFSET,
       0,
       &ngx_http_sd_ready },
+
+    { ngx_string("sd_live"),
+      NGX_HTTP_LOC_CONF|NGX_CONF_NOARGS,
+      ngx_http_sd_set_handler,
+      NGX_HTTP_LOC_CONF_OFFSET,
+      0,
+      &ngx_http_sd_live },
+
+    { ngx_string("sd_zone"),
+      NGX_HTTP_MAIN_CONF|NGX_CONF_TAKE12,
+      ngx_http_sd_set_zone,
+      NGX_HTTP_MAIN_CONF_OFFSET,
+      0,
+      NULL },
 
     { ngx_string("sd_model"),
       NGX_HTTP_MAIN_CONF|NGX_HTTP_SRV_CONF|NGX_HTTP_LOC_CONF|NGX_CONF_TAKE1,
@@ -379,7 +405,16 @@ ngx_http_sd_postconfiguration(ngx_conf_t *cf)
 
     if (smcf->handlers && smcf->models.nelts == 0) {
         ngx_log_error(NGX_LOG_EMERG, cf->log, 0,
-                      "\"sd_status\" or \"sd_ready\" without \"sd_generate\"");
+                      "\"sd_status\", \"sd_metrics\", \"sd_live\" or "
+                      "\"sd_ready\" without \"sd_generate\"");
+        return NGX_ERROR;
+    }
+
+    ngx_str_set(&name, "ngx_http_sd");
+
+    if (smcf->handlers && smcf->zone == NULL
+        && ngx_http_sd_add_zone(cf, &smcf->zone, &name, 0) != NGX_CONF_OK)
+    {
         return NGX_ERROR;
     }
 
@@ -405,6 +440,7 @@ ngx_http_sd_create_main_conf(ngx_conf_t *cf)
      * set by ngx_pcalloc():
      *
      *     smcf->handlers = 0;
+     *     smcf->zone = NULL;
      *     smcf->engine = NULL;
      *     smcf->devices = NULL;
      *     smcf->ndevices = 0;
@@ -555,8 +591,7 @@ ngx_http_sd_merge_handler(ngx_conf_t *cf, ngx_http_sd_loc_conf_t *conf)
     ngx_uint_t                generate;
     ngx_http_sd_main_conf_t  *smcf;
 
-    generate = conf->dialect == SD_DIALECT_NATIVE
-               || conf->dialect == SD_DIALECT_SAGEMAKER;
+    generate = conf->dialect < SD_DIALECTS;
 
     if (generate && conf->model.len == 0) {
         ngx_log_error(NGX_LOG_EMERG, cf->log, 0,
@@ -647,6 +682,12 @@ ngx_http_sd_model_index(ngx_conf_t *cf, ngx_str_t *path, ngx_uint_t precision)
         }
     }
 
+    if (i == SD_STATS_MODELS) {
+        ngx_log_error(NGX_LOG_EMERG, cf->log, 0,
+                      "\"sd_model\": more than %d models", SD_STATS_MODELS);
+        return NGX_ERROR;
+    }
+
     model = ngx_array_push(&smcf->models);
     if (model == NULL) {
         return NGX_ERROR;
@@ -734,6 +775,40 @@ ngx_http_sd_user(ngx_cycle_t *cycle, sd_user_t *user)
     user->gid = ccf->group;
 
     return user;
+}
+
+
+static char *
+ngx_http_sd_set_zone(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
+{
+    ngx_http_sd_main_conf_t *smcf = conf;
+
+    ssize_t     size;
+    ngx_str_t  *value;
+
+    if (smcf->zone) {
+        return "is duplicate";
+    }
+
+    value = cf->args->elts;
+
+    if (value[1].len == 0) {
+        return "has an empty name";
+    }
+
+    size = 0;
+
+    if (cf->args->nelts == 3) {
+        size = ngx_parse_size(&value[2]);
+
+        if (size <= 0) {
+            ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,
+                               "invalid zone size \"%V\"", &value[2]);
+            return NGX_CONF_ERROR;
+        }
+    }
+
+    return ngx_http_sd_add_zone(cf, &smcf->zone, &value[1], size);
 }
 
 
@@ -835,6 +910,12 @@ ngx_http_sd_set_device(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
 
     for (i = 0; i < smcf->ndevices; i++) {
         smcf->devices[i] = (char *) value[i + 1].data;
+    }
+
+    if (smcf->ndevices > SD_STATS_DEVICES) {
+        ngx_conf_log_error(NGX_LOG_EMERG, cf, 0, "more than %d devices",
+                           SD_STATS_DEVICES);
+        return NGX_CONF_ERROR;
     }
 
     if (sd_check_devices(smcf->devices, (int) smcf->ndevices, &err) != SD_OK) {

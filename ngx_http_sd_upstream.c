@@ -38,8 +38,6 @@ static ngx_int_t ngx_http_sd_cors(ngx_http_request_t *r,
     ngx_http_sd_loc_conf_t *slcf);
 static ngx_int_t ngx_http_sd_preflight(ngx_http_request_t *r,
     ngx_http_sd_loc_conf_t *slcf);
-static ngx_int_t ngx_http_sd_add_header(ngx_http_request_t *r, char *name,
-    ngx_str_t *value);
 static ngx_int_t ngx_http_sd_create_request(ngx_http_request_t *r);
 static sd_str_t ngx_http_sd_header_in(ngx_http_request_t *r, char *name);
 static ngx_int_t ngx_http_sd_reinit_request(ngx_http_request_t *r);
@@ -53,6 +51,7 @@ static ngx_int_t ngx_http_sd_frame(ngx_http_sd_ctx_t *ctx, u_char *p,
 static ngx_int_t ngx_http_sd_ending_append(ngx_http_sd_ctx_t *ctx, u_char *p,
     size_t n);
 static void ngx_http_sd_abort_request(ngx_http_request_t *r);
+static void ngx_http_sd_count_error(ngx_http_request_t *r, ngx_uint_t code);
 static void ngx_http_sd_finalize_request(ngx_http_request_t *r, ngx_int_t rc);
 
 
@@ -86,7 +85,13 @@ ngx_http_sd_handler(ngx_http_request_t *r)
         return ngx_http_sd_preflight(r, slcf);
     }
 
+    if (slcf->dialect >= SD_DIALECTS) {
+        return ngx_http_sd_tell(r);
+    }
+
     if (smcf->engine == NULL) {
+        sd_stats_request(smcf->zone->data, NGX_HTTP_SERVICE_UNAVAILABLE,
+                         SD_RESULT_REJECTED);
         return NGX_HTTP_SERVICE_UNAVAILABLE;
     }
 
@@ -198,7 +203,7 @@ ngx_http_sd_preflight(ngx_http_request_t *r, ngx_http_sd_loc_conf_t *slcf)
 }
 
 
-static ngx_int_t
+ngx_int_t
 ngx_http_sd_add_header(ngx_http_request_t *r, char *name, ngx_str_t *value)
 {
     ngx_table_elt_t  *h;
@@ -729,10 +734,22 @@ ngx_http_sd_abort_request(ngx_http_request_t *r)
 
 
 static void
+ngx_http_sd_count_error(ngx_http_request_t *r, ngx_uint_t code)
+{
+    ngx_http_sd_main_conf_t  *smcf;
+
+    smcf = ngx_http_get_module_main_conf(r, ngx_http_sd_module);
+
+    sd_stats_request(smcf->zone->data, (int) code, SD_RESULT_ERROR);
+}
+
+
+static void
 ngx_http_sd_finalize_request(ngx_http_request_t *r, ngx_int_t rc)
 {
     char               *status;
     ngx_buf_t          *b;
+    ngx_uint_t          code;
     ngx_chain_t         out;
     ngx_http_sd_ctx_t  *ctx;
 
@@ -754,6 +771,14 @@ ngx_http_sd_finalize_request(ngx_http_request_t *r, ngx_int_t rc)
 
     } else {
         status = "error";
+
+        /* it cannot count this itself: it has died, or never heard of it */
+
+        code = r->upstream->header_sent ? r->headers_out.status
+               : rc >= NGX_HTTP_SPECIAL_RESPONSE ? (ngx_uint_t) rc
+               : NGX_HTTP_INTERNAL_SERVER_ERROR;
+
+        ngx_http_sd_count_error(r, code);
     }
 
     ngx_cpystrn((u_char *) ctx->info.status, (u_char *) status,

@@ -81,6 +81,7 @@ accepted('every directive', http => <<'END', server => <<'END');
     sd_slots 2;
     sd_queue 0;
     sd_drain_timeout 10s;
+    sd_zone counters 2m;
     sd_model %%MODEL%%;
     sd_precision exact;
     sd_priority low;
@@ -135,6 +136,22 @@ refused('another module\'s handler', qr/"sd_generate" directive conflicts/,
 
 refused('only a status', qr/"sd_ready" without "sd_generate"/,
     http => '', server => '');
+
+for ([ 'counters 100k', qr/zone "counters" is too small, it takes \d+k/ ],
+     [ 'counters many', qr/invalid zone size "many"/ ],
+     [ 'counters 0', qr/invalid zone size "0"/ ],
+     [ '""', qr/"sd_zone" directive has an empty name/ ],
+     [ "a;\n sd_zone b", qr/"sd_zone" directive is duplicate/ ])
+{
+    my ($value, $message) = @$_;
+
+    refused("sd_zone $value", $message,
+        http => "sd_model %%MODEL%%;\n sd_zone $value; # here\n");
+}
+
+refused('another module\'s zone', qr/zone "req" is already declared/,
+    http => "limit_req_zone \$uri zone=req:2m rate=1r/s;\n"
+            . " sd_model %%MODEL%%;\n sd_zone req 2m;\n");
 
 refused('a model twice', qr/"sd_model" directive is duplicate/,
     http => "sd_model %%MODEL%%;\n sd_model %%MODEL%%; # here\n");
@@ -203,7 +220,7 @@ for (qw/ sd_device sd_sizes sd_cache_path sd_threads sd_slots sd_queue sd_drain_
         server => "$_ 1; # here\n $generate");
 }
 
-for (qw/ sd_generate sd_status sd_ready /) {
+for (qw/ sd_generate sd_status sd_metrics sd_ready sd_live /) {
     refused("$_ in a server", qr/"$_" directive is not allowed here/,
         server => "$_; # here\n $generate");
 }

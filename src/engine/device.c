@@ -21,6 +21,7 @@ static int sd_devices_new(sd_engine_t *e, int n);
 static void sd_devices_find(sd_engine_t *e);
 static void sd_devices_no_memory(sd_engine_t *e);
 static sd_engine_device_t *sd_devices_add(sd_engine_t *e, const char *name);
+static void sd_device_failed_open(sd_engine_device_t *d);
 static int sd_unit_open(sd_engine_device_t *d, sd_precision_t precision,
     sd_error_t *err);
 static void sd_copy_open(sd_engine_device_t *d, size_t i);
@@ -46,7 +47,7 @@ sd_devices_open(sd_engine_t *e)
         }
 
         if (d->slots == 0) {
-            d->state = SD_MODEL_FAILED;
+            sd_device_failed_open(d);
         }
     }
 
@@ -56,6 +57,7 @@ sd_devices_open(sd_engine_t *e)
 
     pthread_mutex_lock(&e->lock);
     e->opened = 1;
+    sd_status_opened_locked(e);
     sd_engine_wake_io(e);
     pthread_mutex_unlock(&e->lock);
 }
@@ -236,6 +238,23 @@ sd_devices_free(sd_engine_t *e)
 }
 
 
+static void
+sd_device_failed_open(sd_engine_device_t *d)
+{
+    int  i;
+
+    i = d->units[SD_PRECISION_EXACT].failed ? SD_PRECISION_EXACT
+                                            : SD_PRECISION_BF16;
+
+    pthread_mutex_lock(&d->engine->lock);
+    d->error = d->units[i].error;
+    d->state = SD_MODEL_FAILED;
+    pthread_mutex_unlock(&d->engine->lock);
+
+    sd_stats_count(d->engine->stats, SD_COUNT_DEVICE_ERRORS, 1);
+}
+
+
 /* opened once a precision that a model wants; an error is kept */
 
 static int
@@ -320,6 +339,8 @@ sd_copy_state_locked(sd_engine_device_t *d, size_t i, sd_model_state_t state)
     if (best == SD_MODEL_FAILED) {
         e->models[i].error = e->devices[0].copies[i].error;
     }
+
+    sd_status_changed_locked(e);
 }
 
 
@@ -391,6 +412,22 @@ sd_device_failed(sd_engine_device_t *d, sd_error_t *err)
     sd_engine_t  *e;
 
     e = d->engine;
+
+    pthread_mutex_lock(&e->lock);
+
+    failed = d->state == SD_MODEL_FAILED;
+
+    if (!failed) {
+        d->error = *err;
+        d->state = SD_MODEL_FAILED;
+        sd_status_changed_locked(e);
+    }
+
+    pthread_mutex_unlock(&e->lock);
+
+    if (!failed) {
+        sd_stats_count(e->stats, SD_COUNT_DEVICE_ERRORS, 1);
+    }
 
     /* by either of the device's threads */
 
@@ -640,6 +677,8 @@ sd_copy_load(sd_engine_device_t *d, size_t i)
 
     pthread_mutex_lock(&e->lock);
     m->load_time = sd_engine_now() - start;
+    sd_stats_add(&e->entry->memory[SD_MEMORY_WEIGHTS],
+                 copy->model->packed_bytes);
     sd_copy_state_locked(d, i, SD_MODEL_READY);
     step = sd_cost_step_locked(e, m, copy->model->default_width,
                                copy->model->default_height);
@@ -742,11 +781,16 @@ sd_copy_plan(sd_engine_device_t *d, sd_engine_copy_t *copy, int width,
 /* arenas grow to what the largest picture so far has needed */
 
 static int
-sd_unit_grow(sd_engine_unit_t *u, sd_context_t *cx, size_t *have, size_t size,
-    sd_error_t *err)
+sd_unit_grow(sd_engine_device_t *d, sd_engine_unit_t *u, sd_context_t *cx,
+    size_t *have, size_t size, sd_error_t *err)
 {
+    sd_counter_t  *arenas;
+
+    arenas = &d->engine->entry->memory[SD_MEMORY_ARENAS];
+
     if (*have) {
         sd_context_free(cx);
+        sd_stats_add(arenas, -(uint64_t) *have);
         *have = 0;
     }
 
@@ -755,6 +799,7 @@ sd_unit_grow(sd_engine_unit_t *u, sd_context_t *cx, size_t *have, size_t size,
     }
 
     *have = size;
+    sd_stats_add(arenas, size);
 
     return SD_OK;
 }
@@ -779,7 +824,7 @@ sd_unit_steps(sd_engine_device_t *d, sd_engine_unit_t *u, size_t size,
         }
     }
 
-    return sd_unit_grow(u, &u->steps, &u->steps_size, size, err);
+    return sd_unit_grow(d, u, &u->steps, &u->steps_size, size, err);
 }
 
 
@@ -810,7 +855,7 @@ sd_copy_side(sd_engine_device_t *d, sd_engine_copy_t *copy, size_t size,
     u = copy->unit;
 
     if (size > u->side_size
-        && sd_unit_grow(u, &u->side, &u->side_size, size, err) != SD_OK)
+        && sd_unit_grow(d, u, &u->side, &u->side_size, size, err) != SD_OK)
     {
         return NULL;
     }

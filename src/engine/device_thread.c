@@ -85,6 +85,7 @@ sd_device_state(sd_engine_device_t *d, sd_model_state_t state)
 
     if (d->state != SD_MODEL_FAILED) {
         d->state = state;
+        sd_status_changed_locked(d->engine);
     }
 
     pthread_cond_broadcast(&d->engine->device_cond);

@@ -188,9 +188,7 @@ sd_job_answer(sd_job_t *job, int status, const char *content_type,
                         body->len ? (int64_t) body->len : -1,
                         content_type, headers->data, headers->len);
 
-        if (job->request.location.dialect <= SD_DIALECT_SAGEMAKER) {
-            sd_job_report_locked(job, &chunk->bytes);
-        }
+        sd_job_report_locked(job, &chunk->bytes);
 
         if (body->len && !head) {
             sd_frame_append(&chunk->bytes, SD_FRAME_DATA, body->data,
@@ -230,7 +228,7 @@ sd_encoder_refuse(sd_job_t *job, const sd_error_t *err)
     }
 
     pthread_mutex_lock(&job->engine->lock);
-    sd_job_result_locked(job, err->status == 504 ? SD_RESULT_TIMEOUT
+    sd_job_result_locked(job, err->status, err->status == 504 ? SD_RESULT_TIMEOUT
                               : job->admitted ? SD_RESULT_ERROR
                               : SD_RESULT_REJECTED);
     pthread_mutex_unlock(&job->engine->lock);
@@ -305,6 +303,11 @@ sd_encoder_empty(sd_job_t *job, int status, const char *content_type)
     memset(&body, 0, sizeof(sd_buf_t));
 
     sd_encoder_headers(job, &headers, job->picture != NULL);
+
+    pthread_mutex_lock(&job->engine->lock);
+    sd_job_result_locked(job, status, SD_RESULT_OK);
+    pthread_mutex_unlock(&job->engine->lock);
+
     sd_job_answer(job, status, content_type, &headers, &body);
 
     sd_buf_free(&headers);
@@ -381,6 +384,12 @@ sd_encoder_request(sd_job_t *job)
         rc = sd_queue_add(job, &err);
     }
 
+    if (rc != SD_OK && (err.status == 409
+                        || strcmp(err.param, "latents") == 0))
+    {
+        sd_stats_count(job->engine->stats, SD_COUNT_REFUSED, 1);
+    }
+
     if (rc != SD_OK && atomic_load(&job->cancelled) != SD_CANCEL_CLIENT) {
         sd_encoder_refuse(job, &err);
     }
@@ -448,7 +457,7 @@ sd_encoder_frames(sd_job_t *job, const sd_event_t *ev, sd_chunk_t *chunk,
     first = !job->header;
 
     if (ev->last) {
-        sd_job_result_locked(job, sd_encoder_result(ev));
+        sd_job_result_locked(job, 200, sd_encoder_result(ev));
     }
 
     if (first) {
@@ -575,6 +584,12 @@ sd_encoder_event(sd_job_t *job, sd_mail_t *mail)
 
     } else {
         job->header = 1;
+
+        if (ev->rgb && !job->previewed) {
+            job->previewed = 1;
+            sd_stats_observe(job->engine->stats, SD_TIME_PREVIEW,
+                             (sd_engine_now() - job->arrived) * 1000);
+        }
     }
 
     sd_job_send_locked(job, chunk);

@@ -149,6 +149,7 @@ sd_engine_start(sd_engine_t **ep, const sd_engine_conf_t *conf,
     pthread_cond_init(&e->encoder_cond, NULL);
 
     if (sd_engine_init(e, conf, err) != SD_OK
+        || sd_status_start(e, err) != SD_OK
         || sd_engine_threads(e, err) != SD_OK)
     {
         sd_engine_stop(e);
@@ -277,8 +278,16 @@ sd_engine_quit(sd_engine_t *e)
 {
     pthread_mutex_lock(&e->lock);
     e->quitting = 1;
+    sd_engine_leave(e);
     sd_engine_wake_io(e);
     pthread_mutex_unlock(&e->lock);
+}
+
+
+void
+sd_engine_leave(sd_engine_t *e)
+{
+    sd_status_leave(e, SD_ENGINE_LEAVING);
 }
 
 
@@ -315,6 +324,7 @@ sd_engine_drain(sd_engine_t *e)
     pthread_mutex_lock(&e->lock);
 
     e->draining = 1;
+    sd_status_leave(e, SD_ENGINE_DRAINING);
 
     sd_engine_cancel_locked(e, SD_CANCEL_DRAIN);
     sd_queue_cancel_all_locked(e, SD_CANCEL_DRAIN);
@@ -389,6 +399,7 @@ sd_engine_free(sd_engine_t *e)
     }
 
     sd_devices_free(e);
+    sd_status_stop(e);
 
     if (e->event != -1) {
         close(e->event);

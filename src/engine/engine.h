@@ -20,6 +20,7 @@
 #include "../io/error.h"
 #include "../ops/ops.h"
 #include "frame.h"
+#include "stats.h"
 
 
 typedef enum {
@@ -65,6 +66,10 @@ typedef struct {
     int                      encoders;      /* threads; 0: one or two */
     int                      heartbeat;     /* ms, 15000 */
 
+    sd_stats_t              *stats;         /* to count in, which outlives the
+                                               engine; or NULL */
+    uint64_t                 cycle;         /* by which it is found there */
+
     /* from any thread; message has no newline */
     void                   (*log)(void *data, sd_log_level_t level,
                                   const char *message);
@@ -89,6 +94,9 @@ void sd_engine_quit(sd_engine_t *e);
 
 /* how many requests have not been answered to the end */
 int sd_engine_active(sd_engine_t *e);
+
+/* others serve what comes from now on, though not those who still ask here */
+void sd_engine_leave(sd_engine_t *e);
 
 /* ends every job now with an event that carries its state (503 "draining") */
 void sd_engine_drain(sd_engine_t *e);

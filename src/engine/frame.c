@@ -152,7 +152,7 @@ sd_frame_parse_request(sd_request_t *r, const void *data, size_t len,
 
     l = &h.location;
 
-    if (l->dialect > SD_DIALECT_READY || h.method > SD_METHOD_HEAD
+    if (l->dialect >= SD_DIALECTS || h.method > SD_METHOD_HEAD
         || l->preview > SD_PREVIEW_VAE || l->latent > SD_LATENT_ALL
         || l->pagination > 1 || l->priority >= SD_PRIORITIES
         || h.too_long > SD_FRAME_STRINGS)

@@ -50,8 +50,7 @@ typedef struct {
 typedef enum {
     SD_DIALECT_NATIVE,
     SD_DIALECT_SAGEMAKER,
-    SD_DIALECT_STATUS,          /* sd_status: JSON about the engine */
-    SD_DIALECT_READY            /* sd_ready: 200 or 503 */
+    SD_DIALECTS
 } sd_dialect_id_t;
 
 typedef enum {

@@ -21,7 +21,7 @@
  *   queue.c           the jobs that wait, and cancellation.
  *   cost.c            what work will take, by what such work took.
  *   job.c             a job, its mailbox and its outbox.
- *   status.c          what the engine tells about itself.
+ *   status.c          what the engine tells about itself, in stats.c's memory.
  *
  * Mail flows device -> encoders -> I/O and never waits: whoever is slow finds a
  * newer preview in place of the one it had not yet come to.
@@ -66,27 +66,7 @@ typedef enum {
 } sd_cancel_t;
 
 
-typedef enum {
-    SD_RESULT_NONE,
-    SD_RESULT_OK,
-    SD_RESULT_ERROR,
-    SD_RESULT_CANCELLED,
-    SD_RESULT_TIMEOUT,
-    SD_RESULT_REJECTED,
-    SD_RESULTS
-} sd_result_t;
-
-extern const char  *sd_result_names[SD_RESULTS];
-
-
 /* models and devices: what others than the device's threads read is "lock" */
-
-typedef enum {
-    SD_MODEL_WAITING,           /* for its turn to be opened and loaded */
-    SD_MODEL_LOADING,
-    SD_MODEL_READY,             /* and warm */
-    SD_MODEL_FAILED
-} sd_model_state_t;
 
 typedef struct {
     char                 path[4096];
@@ -192,6 +172,7 @@ typedef struct {
     uint64_t             seed;
     int                  previews;      /* made so far */
     int                  samples;       /* of a row */
+    size_t               memory;        /* the picture's own */
     unsigned             preview:1;     /* due at this step */
     unsigned             latent:1;
     unsigned             page:1;        /* and that is the end of it */
@@ -212,6 +193,7 @@ struct sd_engine_device_s {
 
     /* lock */
     sd_model_state_t         state;
+    sd_error_t               error;         /* why it has failed */
     sd_run_t                *runs;          /* [slots] */
     int                      nrunning;
     uint64_t                 turns;
@@ -282,6 +264,7 @@ struct sd_job_s {
     unsigned                 header:1;      /* HEADER is in the outbox */
     unsigned                 ended:1;       /* END is in the outbox */
     unsigned                 heartbeat:1;   /* there is one in the mail */
+    unsigned                 previewed:1;   /* a picture is on its way */
     int                      next_image;    /* the next one to run */
     int                      remaining;     /* images that have not ended */
     int64_t                  admitted;
@@ -308,6 +291,11 @@ struct sd_engine_s {
     sd_engine_device_t      *devices;       /* lock, until all are opened */
     int                      ndevices, adevices;
     int64_t                  started;       /* sd_engine_now() */
+
+    sd_stats_t              *stats;         /* what is counted */
+    sd_stats_engine_t       *entry;         /* what is told; lock, for writers */
+    sd_stats_t              *own_stats;     /* where nobody gave any, or NULL */
+    sd_stats_engine_t       *own_entry;     /* where there was no room */
 
     pthread_t                io;
     pthread_t                device;        /* opens all; the first one's */
@@ -339,10 +327,6 @@ struct sd_engine_s {
                                                its turn came */
     sd_job_t                *ready, **last_ready;       /* with mail */
     sd_job_t                *wake;                      /* with chunks */
-    uint64_t                 results[SD_RESULTS];
-    uint64_t                 steps;
-    uint64_t                 wasted;        /* of jobs that were cancelled */
-    uint64_t                 dropped;       /* previews */
 };
 
 
@@ -427,7 +411,8 @@ sd_chunk_t *sd_job_chunk(sd_job_t *job);    /* the outbox's first, or NULL */
 /* nobody reads any more: empties the outbox */
 void sd_job_close(sd_job_t *job);
 
-void sd_job_result_locked(sd_job_t *job, sd_result_t result);
+/* status: the HTTP one that it was answered with */
+void sd_job_result_locked(sd_job_t *job, int status, sd_result_t result);
 /* an INFO frame */
 void sd_job_report_locked(sd_job_t *job, sd_buf_t *out);
 
@@ -480,9 +465,14 @@ double sd_cost_row_locked(const sd_engine_copy_t *copy, int width, int height,
 
 /* status.c */
 
-/* appends the JSON; returns the HTTP status */
-int sd_engine_status(sd_engine_t *e, sd_buf_t *out);
-int sd_engine_ready(sd_engine_t *e, uint32_t model, sd_buf_t *out);
+/* an entry to tell in */
+int sd_status_start(sd_engine_t *e, sd_error_t *err);
+void sd_status_stop(sd_engine_t *e);
+void sd_status_leave(sd_engine_t *e, sd_engine_state_t state);
+/* devices and models, once they are known */
+void sd_status_opened_locked(sd_engine_t *e);
+/* the queue, what runs, or the state of a device or a model, has changed */
+void sd_status_changed_locked(sd_engine_t *e);
 
 
 /* encoder_thread.c; a whole answer: HEADER, INFO, DATA, END */

@@ -223,6 +223,7 @@ sd_io_accept(sd_engine_t *e)
 
         e->conns = c;
 
+        atomic_fetch_add(&e->entry->connections, 1);
         atomic_fetch_add(&e->active, 1);
     }
 }
@@ -240,8 +241,11 @@ sd_io_close(sd_engine_t *e, sd_conn_t *c)
 
     pthread_mutex_lock(&e->lock);
 
-    if (c->complete && !job->ended) {
-        sd_job_result_locked(job, SD_RESULT_CANCELLED);
+    /* what the engine's end cuts, nginx's side counts */
+
+    if (c->complete && !job->ended && !atomic_load(&e->stopping)) {
+        sd_job_result_locked(job, job->header ? 200 : 499,
+                             SD_RESULT_CANCELLED);
     }
 
     sd_queue_cancel_locked(job, SD_CANCEL_CLIENT);
@@ -262,6 +266,7 @@ sd_io_close(sd_engine_t *e, sd_conn_t *c)
     sd_chunk_free(c->chunk);
     free(c);
 
+    atomic_fetch_sub(&e->entry->connections, 1);
     atomic_fetch_sub(&e->active, 1);
 }
 
@@ -296,15 +301,13 @@ sd_io_frame(sd_engine_t *e, sd_conn_t *c)
     job->dialect = sd_dialect(job->request.location.dialect);
     job->priority = job->request.location.priority;
 
-    if (job->request.location.dialect != SD_DIALECT_STATUS) {
-        if (job->request.location.model >= e->nmodels) {
-            sd_engine_log(e, SD_LOG_ERR, "a request for model %u of %zu",
-                          job->request.location.model, e->nmodels);
-            return SD_ERROR;
-        }
-
-        job->model = &e->models[job->request.location.model];
+    if (job->request.location.model >= e->nmodels) {
+        sd_engine_log(e, SD_LOG_ERR, "a request for model %u of %zu",
+                      job->request.location.model, e->nmodels);
+        return SD_ERROR;
     }
+
+    job->model = &e->models[job->request.location.model];
 
     if (job->request.id.len < sizeof(job->info.id)) {
         memcpy(job->info.id, job->request.id.data, job->request.id.len);
@@ -332,10 +335,8 @@ sd_io_frame(sd_engine_t *e, sd_conn_t *c)
 static int
 sd_io_request(sd_engine_t *e, sd_conn_t *c)
 {
-    int         status;
     ssize_t     n;
     sd_job_t   *job;
-    sd_buf_t    body, headers;
     sd_mail_t  *mail;
     sd_error_t  err;
 
@@ -349,42 +350,16 @@ sd_io_request(sd_engine_t *e, sd_conn_t *c)
         return SD_ERROR;
     }
 
-    if (job->dialect) {
-        mail = sd_mail_new(c->refused.status ? SD_EVENT_ERROR
-                                             : SD_EVENT_QUEUED);
-        if (mail == NULL) {
-            return SD_ERROR;
-        }
+    mail = sd_mail_new(c->refused.status ? SD_EVENT_ERROR : SD_EVENT_QUEUED);
 
-        mail->request = c->refused.status == 0;
-        mail->event.error = c->refused;
-        mail->event.last = 1;
-        sd_job_mail(job, mail);
-
-        return SD_OK;
+    if (mail == NULL) {
+        return SD_ERROR;
     }
 
-    memset(&body, 0, sizeof(sd_buf_t));
-    memset(&headers, 0, sizeof(sd_buf_t));
-
-    sd_buf_puts(&headers, "Cache-Control: no-store, no-transform\r\n"
-                          "X-Content-Type-Options: nosniff\r\n");
-
-    if (job->request.location.dialect == SD_DIALECT_READY) {
-        status = sd_engine_ready(e, job->request.location.model, &body);
-
-    } else {
-        status = sd_engine_status(e, &body);
-    }
-
-    if (status == 503) {
-        sd_buf_puts(&headers, "Retry-After: 1\r\n");
-    }
-
-    sd_job_answer(job, status, "application/json", &headers, &body);
-
-    sd_buf_free(&headers);
-    sd_buf_free(&body);
+    mail->request = c->refused.status == 0;
+    mail->event.error = c->refused;
+    mail->event.last = 1;
+    sd_job_mail(job, mail);
 
     return SD_OK;
 }
@@ -676,7 +651,7 @@ sd_io_scan(sd_engine_t *e)
 
         timeout = job->request.location.timeout;
 
-        if (timeout && job->dialect && now - job->arrived >= timeout) {
+        if (timeout && now - job->arrived >= timeout) {
             sd_queue_cancel(job, SD_CANCEL_TIMEOUT);
         }
 

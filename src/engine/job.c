@@ -11,11 +11,6 @@
 #include "internal.h"
 
 
-const char  *sd_result_names[SD_RESULTS] = {
-    "running", "ok", "error", "cancelled", "timeout", "rejected"
-};
-
-
 sd_job_t *
 sd_job_new(sd_engine_t *e)
 {
@@ -127,7 +122,7 @@ sd_job_unmail_locked(sd_job_t *job, int image)
             }
 
             sd_mail_free(mail);
-            job->engine->dropped++;
+            sd_stats_count(job->engine->stats, SD_COUNT_DROPPED, 1);
 
             return;
         }
@@ -255,7 +250,7 @@ sd_job_unsend_locked(sd_job_t *job, int image)
             }
 
             sd_chunk_free(chunk);
-            job->engine->dropped++;
+            sd_stats_count(job->engine->stats, SD_COUNT_DROPPED, 1);
 
             return;
         }
@@ -378,11 +373,18 @@ sd_job_close(sd_job_t *job)
 /* what is told about it */
 
 void
-sd_job_result_locked(sd_job_t *job, sd_result_t result)
+sd_job_result_locked(sd_job_t *job, int status, sd_result_t result)
 {
-    if (job->result == SD_RESULT_NONE) {
-        job->result = result;
-        job->engine->results[result]++;
+    if (job->result != SD_RESULT_NONE) {
+        return;
+    }
+
+    job->result = result;
+    sd_stats_request(job->engine->stats, status, result);
+
+    if (result == SD_RESULT_OK) {
+        sd_stats_observe(job->engine->stats, SD_TIME_REQUEST,
+                         (sd_engine_now() - job->arrived) * 1000);
     }
 }
 

@@ -241,6 +241,7 @@ sd_queue_remove_locked(sd_job_t *job)
     q->n--;
     job->waiting = 0;
     job->engine->nwaiting--;
+    sd_status_changed_locked(job->engine);
 }
 
 
@@ -266,6 +267,7 @@ sd_queue_append_locked(sd_job_t *job)
     q->n++;
     job->waiting = 1;
     e->nwaiting++;
+    sd_status_changed_locked(e);
 }
 
 
@@ -428,6 +430,7 @@ sd_queue_take_locked(sd_engine_device_t *d)
     run->turn = ++d->turns;
 
     d->nrunning++;
+    sd_status_changed_locked(e);
 
     /* the next one may be for a device that has more room now, or for the
      * thread that it begins with */
@@ -437,6 +440,8 @@ sd_queue_take_locked(sd_engine_device_t *d)
         run->picture = job->picture;
         job->picture = NULL;
         job->admitted = sd_engine_now();
+        sd_stats_observe(e->stats, SD_TIME_QUEUE,
+                         (job->admitted - job->arrived) * 1000);
     }
 
     if (job->next_image == job->params.images) {

@@ -229,6 +229,14 @@ sd_run_begin(sd_engine_device_t *d, sd_run_t *run, sd_error_t *err)
     run->seed = info.seed;
     run->samples = info.samples;
 
+    run->memory = sd_picture_memory(run->picture);
+    sd_stats_add(&e->entry->memory[SD_MEMORY_PICTURES], run->memory);
+
+    if (info.resumed) {
+        sd_stats_count(e->stats, info.inexact ? SD_COUNT_INEXACT
+                                              : SD_COUNT_RESUMED, 1);
+    }
+
     pthread_mutex_lock(&e->lock);
 
     run->first = info.step;
@@ -288,6 +296,10 @@ sd_run_step(sd_engine_device_t *d, sd_run_t **runs, int n, sd_error_t *err)
         return rc;
     }
 
+    sd_stats_observe(d->engine->stats, SD_TIME_STEP,
+                     (sd_engine_clock() - clock.start) * 1000);
+    sd_stats_observe(d->engine->stats, SD_STEP_PICTURES, n);
+
     sd_run_measured(d, runs[0], SD_COST_EVALUATION, &clock, samples);
 
     for (i = 0; i < n; i++) {
@@ -321,7 +333,7 @@ sd_run_stepped(sd_engine_device_t *d, sd_run_t *run, sd_error_t *err)
 
     run->step = info.step;
     run->evaluations = info.evaluations;
-    e->steps += whole;
+    sd_stats_count(e->stats, SD_COUNT_STEPS, whole);
 
     if (run->step > (int) job->report.step) {
         job->report.step = run->step;
@@ -514,6 +526,7 @@ sd_run_finish(sd_engine_device_t *d, sd_run_t *run, sd_error_t *err)
     rc = sd_run_post(d, run, mail, SD_ENDS, err);
 
     if (rc == SD_OK) {
+        sd_stats_count(d->engine->stats, SD_COUNT_PICTURES, 1);
         sd_run_end(d, run);
     }
 
@@ -536,8 +549,12 @@ sd_run_end(sd_engine_device_t *d, sd_run_t *run)
     job = run->job;
     picture = run->picture;
 
+    sd_stats_add(&d->engine->entry->memory[SD_MEMORY_PICTURES],
+                 -(uint64_t) run->memory);
+
     memset(run, 0, sizeof(sd_run_t));
     d->nrunning--;
+    sd_status_changed_locked(d->engine);
 
     pthread_cond_broadcast(&d->engine->device_cond);
     pthread_mutex_unlock(&d->engine->lock);
@@ -596,9 +613,10 @@ sd_run_cancelled(sd_engine_device_t *d, sd_run_t *run)
     e = d->engine;
     job = run->job;
 
+    sd_stats_count(e->stats, SD_COUNT_WASTED, run->step - run->first);
+
     pthread_mutex_lock(&e->lock);
 
-    e->wasted += run->step - run->first;
     reason = atomic_load(&job->cancelled);
 
     if (reason == SD_CANCEL_FAILED) {

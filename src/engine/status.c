@@ -1,174 +1,223 @@
 /*
- * What the engine tells about itself: sd_status and sd_ready.  I/O thread.
+ * What the engine tells about itself, into the memory of stats.h, whenever it
+ * has changed.  Under the engine's lock.
  */
 
-#include <string.h>
-#include <unistd.h>
+#include <stdlib.h>
 
 #include "internal.h"
 
 
-#define SD_VERSION  "0.1.0"
+#define sd_store(p, v)  atomic_store_explicit(p, v, memory_order_relaxed)
 
 
-static const char  *sd_model_states[] = {
-    "waiting", "loading", "ready", "failed"
-};
-
-
-static void
-sd_status_string(sd_buf_t *out, const char *key, const char *s)
-{
-    sd_buf_printf(out, "\"%s\":\"", key);
-    sd_buf_json(out, s, strlen(s));
-    sd_buf_puts(out, "\",");
-}
-
-
-static void
-sd_status_device_locked(sd_buf_t *out, const sd_engine_device_t *d)
-{
-    const sd_device_t       *device;
-    const sd_engine_unit_t  *u;
-
-    u = &d->units[d->units[SD_PRECISION_EXACT].device ? SD_PRECISION_EXACT
-                                                      : SD_PRECISION_BF16];
-    device = u->device;
-
-    sd_buf_puts(out, "{");
-    sd_status_string(out, "name", d->name);
-    sd_status_string(out, "state", sd_model_states[d->state]);
-
-    if (device) {
-        sd_status_string(out, "isa", device->isa);
-        sd_status_string(out, "numerics", device->numerics);
-
-    } else {
-        u = &d->units[d->units[SD_PRECISION_EXACT].failed ? SD_PRECISION_EXACT
-                                                        : SD_PRECISION_BF16];
-        sd_format_error(out, &u->error);
-        sd_buf_puts(out, ",");
-    }
-
-    sd_buf_printf(out, "\"threads\":%d,\"slots\":%d,\"running\":%d}",
-                  device ? device->threads : 0, d->slots, d->nrunning);
-}
-
-
-static void
-sd_status_model_locked(sd_buf_t *out, const sd_engine_t *e,
-    const sd_engine_model_t *m)
-{
-    sd_model_t  *model;
-
-    model = m->model;
-
-    sd_buf_puts(out, "{");
-    sd_status_string(out, "name", model ? model->name : "");
-    sd_status_string(out, "path", m->path);
-    sd_status_string(out, "state", sd_model_states[m->state]);
-    sd_status_string(out, "precision", m->precision == SD_PRECISION_BF16
-                                       ? "bf16" : "exact");
-
-    if (model) {
-        sd_status_string(out, "numerics", model->device->numerics);
-        sd_status_string(out, "fingerprint", model->fingerprint);
-
-        sd_buf_printf(out, "\"width\":%d,\"height\":%d,"
-                      "\"parameters\":%llu,\"file_bytes\":%llu,"
-                      "\"packed_bytes\":%zu,",
-                      model->default_width, model->default_height,
-                      (unsigned long long) model->parameters,
-                      (unsigned long long) model->file_bytes,
-                      model->packed_bytes);
-    }
-
-    if (m->state == SD_MODEL_FAILED) {
-        sd_format_error(out, &m->error);
-        sd_buf_puts(out, ",");
-    }
-
-    sd_buf_printf(out, "\"load_ms\":%u,\"step_ms\":%.1f}", m->load_time,
-                  model ? sd_cost_step_locked(e, m, model->default_width,
-                                              model->default_height) : 0);
-}
-
+/* without room, or without a zone at all, it tells nobody */
 
 int
-sd_engine_status(sd_engine_t *e, sd_buf_t *out)
+sd_status_start(sd_engine_t *e, sd_error_t *err)
+{
+    size_t  size;
+
+    if (e->conf.stats == NULL) {
+        size = sd_stats_size(1);
+
+        e->own_stats = calloc(1, size);
+        if (e->own_stats == NULL) {
+            return sd_fail(err, "no memory for the engine");
+        }
+
+        sd_stats_init(e->own_stats, size);
+        e->conf.stats = e->own_stats;
+    }
+
+    e->stats = e->conf.stats;
+    e->entry = sd_stats_take(e->stats, e->conf.cycle);
+
+    if (e->entry == NULL) {
+        sd_engine_log(e, SD_LOG_WARN, "%d engines live: no room in the zone "
+                      "for what this one tells", e->stats->nengines);
+
+        e->own_entry = calloc(1, sizeof(sd_stats_engine_t));
+        if (e->own_entry == NULL) {
+            return sd_fail(err, "no memory for the engine");
+        }
+
+        e->entry = e->own_entry;
+    }
+
+    sd_store(&e->entry->started, e->started);
+    sd_store(&e->entry->limit, e->conf.queue);
+    sd_stats_count(e->stats, SD_COUNT_STARTS, 1);
+
+    atomic_store(&e->entry->state, SD_ENGINE_RUNNING);
+
+    return SD_OK;
+}
+
+
+void
+sd_status_stop(sd_engine_t *e)
+{
+    if (e->entry) {
+        sd_stats_give(e->entry);
+    }
+
+    free(e->own_entry);
+    free(e->own_stats);
+}
+
+
+void
+sd_status_leave(sd_engine_t *e, sd_engine_state_t state)
+{
+    atomic_store(&e->entry->state, state);
+}
+
+
+/* the devices and models that there are: all texts but those of failures */
+
+void
+sd_status_opened_locked(sd_engine_t *e)
+{
+    int                     i, k, ndevices, nmodels;
+    sd_model_t             *model;
+    sd_device_t            *device;
+    sd_stats_model_t       *m;
+    sd_stats_device_t      *d;
+
+    ndevices = e->ndevices < SD_STATS_DEVICES ? e->ndevices : SD_STATS_DEVICES;
+    nmodels = (int) e->nmodels;
+    nmodels = nmodels < SD_STATS_MODELS ? nmodels : SD_STATS_MODELS;
+
+    for (k = 0; k < ndevices; k++) {
+        d = &e->entry->devices[k];
+
+        sd_stats_string(d->name, sizeof(d->name), e->devices[k].name);
+
+        for (i = 0; i < 2; i++) {
+            device = e->devices[k].units[i].device;
+
+            if (device) {
+                sd_stats_string(d->isa, sizeof(d->isa), device->isa);
+                sd_stats_string(d->numerics[i], sizeof(d->numerics[i]),
+                                device->numerics);
+                d->threads = device->threads;
+            }
+        }
+    }
+
+    for (i = 0; i < nmodels; i++) {
+        m = &e->entry->models[i];
+        model = e->models[i].model;
+
+        sd_stats_string(m->path, sizeof(m->path), e->models[i].path);
+        sd_stats_string(m->precision, sizeof(m->precision),
+                        e->models[i].precision == SD_PRECISION_BF16 ? "bf16"
+                                                                  : "exact");
+        if (model == NULL) {
+            continue;
+        }
+
+        sd_stats_string(m->name, sizeof(m->name), model->name);
+        sd_stats_string(m->fingerprint, sizeof(m->fingerprint),
+                        model->fingerprint);
+        sd_stats_string(m->numerics, sizeof(m->numerics),
+                        model->device->numerics);
+
+        m->width = model->default_width;
+        m->height = model->default_height;
+        m->parameters = model->parameters;
+        m->file_bytes = model->file_bytes;
+        m->packed_bytes = model->packed_bytes;
+    }
+
+    sd_status_changed_locked(e);
+
+    atomic_store(&e->entry->ndevices, ndevices);
+    atomic_store(&e->entry->nmodels, nmodels);
+}
+
+
+/* what a device that has failed failed of: itself, or the first of its models
+ * that did */
+
+static const sd_error_t *
+sd_status_device_error(const sd_engine_t *e, const sd_engine_device_t *d)
 {
     int     i;
     size_t  k;
 
-    pthread_mutex_lock(&e->lock);
+    static const sd_error_t  none;
 
-    sd_buf_printf(out, "{\"version\":\"%s\",\"pid\":%d,\"uptime\":%.1f,"
-                  "\"status\":\"%s\",",
-                  SD_VERSION, (int) getpid(),
-                  (sd_engine_now() - e->started) / 1e3,
-                  e->draining ? "draining" : e->quitting ? "quitting"
-                                                         : "running");
-
-    sd_buf_puts(out, "\"devices\":[");
-
-    for (i = 0; i < e->ndevices; i++) {
-        sd_buf_puts(out, i ? "," : "");
-        sd_status_device_locked(out, &e->devices[i]);
+    for (i = 0; i < 2; i++) {
+        if (d->units[i].failed) {
+            return &d->units[i].error;
+        }
     }
-
-    sd_buf_printf(out, "],\"slots\":%d,\"running\":%d,"
-                  "\"queue\":{\"waiting\":%d,\"limit\":%d},"
-                  "\"connections\":%d,\"requests\":{",
-                  sd_queue_slots_locked(e), sd_queue_running_locked(e),
-                  e->nwaiting, e->conf.queue, atomic_load(&e->active));
-
-    for (i = SD_RESULT_OK; i < SD_RESULTS; i++) {
-        sd_buf_printf(out, "%s\"%s\":%llu", i > SD_RESULT_OK ? "," : "",
-                      sd_result_names[i], (unsigned long long) e->results[i]);
-    }
-
-    sd_buf_printf(out, "},\"steps\":%llu,\"wasted_steps\":%llu,"
-                  "\"dropped_previews\":%llu,\"models\":[",
-                  (unsigned long long) e->steps,
-                  (unsigned long long) e->wasted,
-                  (unsigned long long) e->dropped);
 
     for (k = 0; k < e->nmodels; k++) {
-        sd_buf_puts(out, k ? "," : "");
-        sd_status_model_locked(out, e, &e->models[k]);
+        if (d->copies[k].state == SD_MODEL_FAILED) {
+            return &d->copies[k].error;
+        }
     }
 
-    sd_buf_puts(out, "]}\n");
-
-    pthread_mutex_unlock(&e->lock);
-
-    return 200;
+    return &none;
 }
 
 
-int
-sd_engine_ready(sd_engine_t *e, uint32_t model, sd_buf_t *out)
+/* microseconds; 0: not known yet */
+
+static int
+sd_status_step_locked(const sd_engine_t *e, const sd_engine_model_t *m)
 {
-    int                       status;
-    const sd_engine_model_t  *m;
+    return m->model ? sd_cost_step_locked(e, m, m->model->default_width,
+                                          m->model->default_height) * 1000
+                    : 0;
+}
 
-    m = &e->models[model];
 
-    pthread_mutex_lock(&e->lock);
+void
+sd_status_changed_locked(sd_engine_t *e)
+{
+    int                  i, k;
+    sd_stats_model_t    *m;
+    sd_stats_device_t   *s;
+    sd_engine_device_t  *d;
 
-    status = m->state == SD_MODEL_READY && !e->draining ? 200 : 503;
+    sd_store(&e->entry->waiting, e->nwaiting);
 
-    sd_buf_printf(out, "{\"status\":\"%s\"",
-                  e->draining ? "draining" : sd_model_states[m->state]);
+    for (k = 0; k < e->ndevices && k < SD_STATS_DEVICES; k++) {
+        d = &e->devices[k];
+        s = &e->entry->devices[k];
 
-    if (m->state == SD_MODEL_FAILED) {
-        sd_buf_puts(out, ",");
-        sd_format_error(out, &m->error);
+        sd_store(&s->slots, d->slots);
+        sd_store(&s->running, d->nrunning);
+
+        for (i = 0; i < (int) e->nmodels && i < SD_STATS_MODELS; i++) {
+            sd_store(&s->copies[i], d->copies[i].state);
+        }
+
+        if (d->state == SD_MODEL_FAILED
+            && atomic_load(&s->state) != SD_MODEL_FAILED)
+        {
+            sd_stats_error(&s->error, sd_status_device_error(e, d));
+        }
+
+        atomic_store(&s->state, d->state);
     }
 
-    sd_buf_puts(out, "}\n");
+    for (i = 0; i < (int) e->nmodels && i < SD_STATS_MODELS; i++) {
+        m = &e->entry->models[i];
 
-    pthread_mutex_unlock(&e->lock);
+        sd_store(&m->load_ms, e->models[i].load_time);
+        sd_store(&m->step_us, sd_status_step_locked(e, &e->models[i]));
 
-    return status;
+        if (e->models[i].state == SD_MODEL_FAILED
+            && atomic_load(&m->state) != SD_MODEL_FAILED)
+        {
+            sd_stats_error(&m->error, &e->models[i].error);
+        }
+
+        atomic_store(&m->state, e->models[i].state);
+    }
 }

@@ -158,7 +158,7 @@ struct sd_dialect_s {
                                 const sd_error_t *err, const sd_buf_t *states);
 };
 
-/* by sd_dialect_id_t; NULL for status and ready, which make no jobs */
+/* by sd_dialect_id_t */
 const sd_dialect_t *sd_dialect(uint32_t id);
 
 /* the format for Accept (RFC 9110, q-values) out of a dialect's; NULL: 406 */

@@ -29,6 +29,8 @@ static struct sockaddr_un  addr;
 static socklen_t           addrlen;
 static int                 listener;
 static sd_precision_t      precision;       /* of models */
+static sd_stats_t         *stats;           /* of all engines */
+static uint64_t            cycle;           /* the last one's */
 
 
 /* what came back */
@@ -335,6 +337,28 @@ note(void *data, sd_log_level_t level, const char *message)
 }
 
 
+/* what any worker would answer; the last engine is its own */
+
+static void UNUSED
+ask_status(answer_t *a)
+{
+    forget(a);
+    sd_stats_status(stats, cycle, &a->body);
+    sd_buf_append(&a->body, "", 1);
+    a->body.len--;
+}
+
+
+static void UNUSED
+ask_ready(answer_t *a)
+{
+    forget(a);
+    a->status = sd_stats_ready(stats, cycle, 0, &a->body);
+    sd_buf_append(&a->body, "", 1);
+    a->body.len--;
+}
+
+
 /* devices: separated by blanks */
 
 static sd_engine_t *
@@ -349,6 +373,13 @@ start_devices(const char *devices, const char *path, int queue, int slots)
 
     memset(&conf, 0, sizeof(sd_engine_conf_t));
 
+    if (stats == NULL) {
+        stats = calloc(1, sd_stats_size(4));
+        sd_stats_init(stats, sd_stats_size(4));
+    }
+
+    conf.stats = stats;
+    conf.cycle = ++cycle;
     conf.listen = listener;
     memcpy(conf.cookie, cookie, SD_COOKIE_SIZE);
     conf.devices = list;

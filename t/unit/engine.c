@@ -44,7 +44,7 @@ wait_status(const char *what)
     answer_t  a = { 0 };
 
     for (i = 0; i < 5000; i++) {
-        ask(&a, request(SD_DIALECT_STATUS, ""), NULL);
+        ask_status(&a);
 
         if (has(&a, what)) {
             break;
@@ -61,21 +61,17 @@ wait_status(const char *what)
 static void
 test_loading(sd_engine_t *e)
 {
-    answer_t      a = { 0 };
-    sd_request_t  r;
+    answer_t  a = { 0 };
 
-    r = request(SD_DIALECT_READY, "");
-    r.method = SD_METHOD_GET;
-    ask(&a, r, NULL);
+    ask_ready(&a);
     is_int(a.status, 503, "not ready while the model loads");
-    ok(strstr(a.headers, "Retry-After: ") != NULL, "with Retry-After");
 
     ask(&a, request(SD_DIALECT_NATIVE, "multipart/mixed"),
         "{\"prompt\":\"x\"}");
     is_int(a.status, 200, "a request waits for the model");
     ok(a.infos + a.ticks > 10, "ticks meanwhile");
 
-    ask(&a, r, NULL);
+    ask_ready(&a);
     is_int(a.status, 200, "ready then");
     is_str(a.body.data, "{\"status\":\"ready\"}\n", "and says so");
 
@@ -698,14 +694,9 @@ test_storm(const char *devices)
 static void
 test_status(void)
 {
-    answer_t      a = { 0 };
-    sd_request_t  r;
+    answer_t  a = { 0 };
 
-    r = request(SD_DIALECT_STATUS, "");
-    r.method = SD_METHOD_GET;
-
-    ask(&a, r, NULL);
-    is_int(a.status, 200, "status");
+    ask_status(&a);
     ok(has(&a, "\"requests\":{\"ok\":"), "with counters");
     ok(has(&a, "\"state\":\"ready\""), "and models");
     ok(!has(&a, "\"steps\":0,"), "steps were counted");
@@ -755,7 +746,7 @@ test_drain(sd_engine_t *e)
     idle(e);
     is_int(sd_engine_active(e), 0, "nothing is active");
 
-    r = request(SD_DIALECT_READY, "");
+    r = request(SD_DIALECT_NATIVE, "");
     i = send_request(&r, "");
     nap(200);
     is_int(sd_engine_active(e), 0, "nobody else is let in");
@@ -781,7 +772,7 @@ test_failures(void)
     ok(has(&a, "\"code\":\"model_failed\"") && has(&a, "a weight is missing"),
        "says why");
 
-    ask(&a, request(SD_DIALECT_STATUS, ""), NULL);
+    ask_status(&a);
     ok(has(&a, "\"state\":\"failed\"") && has(&a, "a weight is missing"),
        "so does the status");
 
@@ -795,7 +786,7 @@ test_failures(void)
     is_int(a.status, 503, "a model that is not there");
     ok(has(&a, "no such model"), "says why");
 
-    ask(&a, request(SD_DIALECT_READY, ""), NULL);
+    ask_ready(&a);
     is_int(a.status, 503, "and is not ready");
 
     sd_engine_stop(e);
@@ -846,8 +837,7 @@ test_card(void)
     is_int(fake_most, 4, "four were stepped together");
     ok(fake_beside > 0, "others were begun and decoded meanwhile");
 
-    r = request(SD_DIALECT_STATUS, "");
-    ask(&a, r, NULL);
+    ask_status(&a);
     ok(has(&a, "\"devices\":[{\"name\":\"cuda:0\",\"state\":\"ready\"")
        && has(&a, "\"slots\":8,\"running\":0}]"), "the card in the status");
 
@@ -934,7 +924,7 @@ test_cards(void)
     }
 
     nap(100);
-    ask(&a, request(SD_DIALECT_STATUS, ""), NULL);
+    ask_status(&a);
     is_int(count(&a, "\"slots\":2,\"running\":2}"), 2, "two on each");
     ok(has(&a, "\"slots\":4,\"running\":4,"), "four in all");
     printf("# %s", a.body.data);
@@ -1000,7 +990,7 @@ test_no_cards(void)
     e = start_devices("auto", "fake", 4, 0);
     ask(&a, request(SD_DIALECT_NATIVE, ""), "{\"prompt\":\"x\"}");
     is_int(a.status, 200, "no card: the cpu");
-    ask(&a, request(SD_DIALECT_STATUS, ""), NULL);
+    ask_status(&a);
     ok(has(&a, "\"devices\":[{\"name\":\"cpu\",\"state\":\"ready\"")
        && has(&a, "\"slots\":16,"), "with its slots");
     ok(strstr(log_lines, "no GPU, the cpu computes: there is no card") != NULL,
@@ -1012,7 +1002,7 @@ test_no_cards(void)
     e = start_devices("auto", "fake", 4, 0);
     ask(&a, request(SD_DIALECT_NATIVE, ""), "{\"prompt\":\"x\"}");
     is_int(a.status, 200, "one of three is out of order");
-    ask(&a, request(SD_DIALECT_STATUS, ""), NULL);
+    ask_status(&a);
     ok(has(&a, "\"cuda:0\"") && !has(&a, "\"cuda:1\"")
        && has(&a, "\"cuda:2\""), "and left out");
     sd_engine_stop(e);
@@ -1020,7 +1010,7 @@ test_no_cards(void)
     e = start_devices("cuda:0 cuda:1", "fake", 4, 0);
     ask(&a, request(SD_DIALECT_NATIVE, ""), "{\"prompt\":\"x\"}");
     is_int(a.status, 200, "the same, named");
-    ask(&a, request(SD_DIALECT_STATUS, ""), NULL);
+    ask_status(&a);
     ok(has(&a, "{\"name\":\"cuda:1\",\"state\":\"failed\",\"error\":")
        && has(&a, "cuda:1 is out of order"), "is shown with its reason");
     sd_engine_stop(e);
@@ -1031,9 +1021,9 @@ test_no_cards(void)
     is_int(a.status, 503, "the only one is out of order");
     ok(has(&a, "\"code\":\"model_failed\"")
        && has(&a, "cuda:1 is out of order"), "says why");
-    ask(&a, request(SD_DIALECT_READY, ""), NULL);
+    ask_ready(&a);
     is_int(a.status, 503, "not ready");
-    ask(&a, request(SD_DIALECT_STATUS, ""), NULL);
+    ask_status(&a);
     ok(has(&a, "\"slots\":0,\"running\":0,"), "no slots");
     sd_engine_stop(e);
 
@@ -1130,7 +1120,7 @@ test_death(void)
     is_int(a.status, 503, "a dead card takes no pictures");
     ok(has(&a, "\"code\":\"model_failed\""), "and that is said");
 
-    ask(&a, request(SD_DIALECT_READY, ""), NULL);
+    ask_ready(&a);
     is_int(a.status, 503, "nor is it ready");
 
     fake_dead = fake_cards = 0;
