@@ -31,6 +31,9 @@ static atomic_int  fake_most;           /* pictures that were in one row */
 static atomic_int  fake_rows;           /* that are being made */
 static atomic_int  fake_beside;         /* what was done meanwhile */
 static atomic_int  fake_races;          /* should stay 0 */
+static atomic_int  fake_await;          /* steps that others make before a
+                                           prompt or a decode ends */
+static atomic_int  fake_vain;           /* none did; should stay 0 */
 
 
 struct sd_picture_s {
@@ -63,6 +66,27 @@ fake_work(int ms, const atomic_int *cancel)
     }
 
     return cancel && atomic_load(cancel) ? SD_CANCELLED : SD_OK;
+}
+
+
+/* what is beside the steps; 10 s for those to come, if any are waited for */
+
+static int
+fake_side(const atomic_int *cancel)
+{
+    int  i, until;
+
+    until = fake_steps + fake_await;
+
+    for (i = 0; i < 10000 && fake_steps - until < 0; i++) {
+        if (fake_work(1, cancel) == SD_CANCELLED) {
+            return SD_CANCELLED;
+        }
+    }
+
+    fake_vain += i == 10000;
+
+    return fake_work(1, cancel);
 }
 
 
@@ -446,7 +470,7 @@ sd_picture_begin(sd_picture_t *p, sd_context_t *cx, const atomic_int *cancel,
 
     fake_enter(p, cx);
     fake_beside += fake_rows;
-    rc = fake_work(1, cancel);
+    rc = fake_side(cancel);
     fake_leave(p, cx);
 
     return rc;
@@ -501,7 +525,7 @@ sd_picture_decode(sd_picture_t *p, sd_context_t *cx, int denoised,
     fake_beside += fake_rows;
     memset(cx->arena.base, 0, (size_t) p->width * p->height * 3);
     fake_paint(p, rgb, p->width, p->height);
-    rc = fake_work(1, cancel);
+    rc = fake_side(cancel);
     fake_leave(p, cx);
 
     return rc;
