@@ -94,6 +94,7 @@ help:
 	@echo 'make golden    remake the reference numbers (torch, diffusers)'
 	@echo 'make valgrind  a demo under valgrind: no error, no leak; minutes'
 	@echo 'make container-test  the images without Docker, as root; minutes'
+	@echo 'make soak      hostile clients and reloads for SOAK_TIME=600 seconds'
 	@echo 'make fuzz      FUZZ_TIME=60 seconds a parser, with clang'
 	@echo 'make install   the module into $(NGINX_MODULES), sd, the model and'
 	@echo '               the page into $(PREFIX)'
@@ -319,6 +320,13 @@ container-test:
 	@$(MAKE) --no-print-directory deps PKGS='$(PKGS) debootstrap'
 	SD_BUILD=$(BUILD) prove -v -It/lib t/container/run.pl
 
+# every weather for SOAK_TIME seconds; the table goes into bench/RESULTS.md
+SOAK_TIME ?= 600
+
+.PHONY: soak
+soak: all
+	SD_BUILD=$(BUILD) SOAK_TIME=$(SOAK_TIME) perl t/soak/run.pl --write
+
 FUZZ_OBJS := $(SRCS:%.c=$(BUILD)/fuzz/%.o)
 FUZZ_CC   := clang -std=gnu11 -O1 -g -pthread -ffp-contract=off
 
@@ -328,7 +336,12 @@ $(BUILD)/fuzz/%.o: %.c
 	    -fno-sanitize-recover=all \
 	    -MMD -MP -c -o $@ $<
 
-$(BUILD)/t/fuzz/%: t/fuzz/%.c $(FUZZ_OBJS) $(ISA_OBJS)
+# an archive, so that a fuzzer may have a model of its own
+$(BUILD)/fuzz/libsd.a: $(FUZZ_OBJS) $(ISA_OBJS)
+	rm -f $@
+	$(AR) rcs $@ $^
+
+$(BUILD)/t/fuzz/%: t/fuzz/%.c $(BUILD)/fuzz/libsd.a
 	@mkdir -p $(@D)
 	$(FUZZ_CC) $(CPPFLAGS) -fsanitize=fuzzer,address,undefined -o $@ $^ \
 	    $(LDLIBS)

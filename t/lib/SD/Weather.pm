@@ -8,7 +8,8 @@ package SD::Weather;
 #     my $w = SD::Weather->new($t);     # $t is SD->new(SD::Weather::conf())
 #     is($w->$_(), '', $_) for @SD::Weather::KINDS;
 #
-# amount => n: how much of it; seed => n: of what is random.
+# amount => n: how much of it; seed => n: of what is random; others => 1: it is
+# not alone, so that the engine's counters and its peace are not its own.
 
 use warnings;
 use strict;
@@ -236,6 +237,8 @@ sub quiet {
     my ($self, $seconds) = @_;
 
     my $s;
+
+    return '' if $self->{others};
 
     # its own question is a connection, too
 
