@@ -42,6 +42,7 @@ static void ngx_http_sd_close_engine(void *data);
 static ngx_int_t ngx_http_sd_start_engine(ngx_cycle_t *cycle,
     ngx_http_sd_main_conf_t *smcf);
 static void ngx_http_sd_stop_engine(ngx_http_sd_engine_t *e);
+static int ngx_http_sd_peer(void *data, pid_t pid);
 static void ngx_http_sd_log(void *data, sd_log_level_t level,
     const char *message);
 static void ngx_http_sd_print_log(ngx_http_sd_engine_t *e);
@@ -227,6 +228,9 @@ ngx_http_sd_init_process(ngx_cycle_t *cycle)
 
     if (ngx_process == NGX_PROCESS_WORKER) {
         e->pids[ngx_worker] = ngx_pid;
+
+    } else if (ngx_process == NGX_PROCESS_SINGLE) {
+        e->pids[0] = ngx_pid;
     }
 
     if ((ngx_process == NGX_PROCESS_WORKER && ngx_worker == 0)
@@ -323,6 +327,8 @@ ngx_http_sd_start_engine(ngx_cycle_t *cycle, ngx_http_sd_main_conf_t *smcf)
     conf.heartbeat = (int) smcf->heartbeat;
     conf.stats = smcf->zone->data;
     conf.cycle = e->cycle;
+    conf.peer = ngx_http_sd_peer;
+    conf.peer_data = e;
     conf.log = ngx_http_sd_log;
     conf.log_data = e;
 
@@ -375,6 +381,26 @@ ngx_http_sd_stop_engine(ngx_http_sd_engine_t *e)
 
     ngx_close_socket(e->listen);
     e->listen = (ngx_socket_t) -1;
+}
+
+
+/* called by the engine's I/O thread: a worker of this cycle, who has written
+ * down who he is before he connects */
+
+static int
+ngx_http_sd_peer(void *data, pid_t pid)
+{
+    ngx_http_sd_engine_t *e = data;
+
+    ngx_uint_t  i;
+
+    for (i = 0; i < NGX_MAX_PROCESSES; i++) {
+        if (e->pids[i] == pid) {
+            return 1;
+        }
+    }
+
+    return 0;
 }
 
 

@@ -15,6 +15,7 @@
 
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/types.h>
 
 #include "../io/buf.h"
 #include "../io/error.h"
@@ -69,6 +70,11 @@ typedef struct {
     sd_stats_t              *stats;         /* to count in, which outlives the
                                                engine; or NULL */
     uint64_t                 cycle;         /* by which it is found there */
+
+    /* from the I/O thread: whether the process may send requests; NULL: any of
+     * our own user may */
+    int                    (*peer)(void *data, pid_t pid);
+    void                    *peer_data;
 
     /* from any thread; message has no newline */
     void                   (*log)(void *data, sd_log_level_t level,

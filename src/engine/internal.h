@@ -310,6 +310,8 @@ struct sd_engine_s {
     int                      accepting;     /* the listener is in epoll */
     int64_t                  accept_after;  /* a time, or 0 */
     sd_conn_t               *conns;
+    int                      strangers;     /* not logged yet */
+    int64_t                  stranger_after;        /* when to log the next */
 
     int                      event;         /* eventfd: wakes the I/O thread */
 

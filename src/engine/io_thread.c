@@ -23,6 +23,7 @@
 #define SD_IO_REQUEST  30000        /* ms for a request to arrive */
 #define SD_IO_READ     65536
 #define SD_IO_REST     500          /* ms without accept() after a failure */
+#define SD_IO_REPEAT   10000        /* ms between lines about strangers */
 
 
 struct sd_conn_s {
@@ -145,16 +146,50 @@ sd_io_listen(sd_engine_t *e)
 }
 
 
-/* abstract sockets have no permissions: who connects must be our own user, and
- * then show the cookie */
+/*
+ * Abstract sockets have no permissions, so who connects must be our own user
+ * and one of those processes who may, and then show the cookie.  Others are
+ * closed before a byte of theirs is read, and may not fill the log either.
+ */
+
+static int
+sd_io_stranger(sd_engine_t *e, int fd)
+{
+    int64_t        now;
+    socklen_t      len;
+    struct ucred   cred;
+
+    memset(&cred, 0, sizeof(cred));
+    len = sizeof(cred);
+
+    if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &cred, &len) == 0
+        && cred.uid == geteuid()
+        && (e->conf.peer == NULL || e->conf.peer(e->conf.peer_data, cred.pid)))
+    {
+        return 0;
+    }
+
+    e->strangers++;
+
+    now = sd_engine_now();
+
+    if (now >= e->stranger_after) {
+        sd_engine_log(e, SD_LOG_WARN, "closed %d connections of others, the "
+                      "last one of process %d, user %u", e->strangers,
+                      (int) cred.pid, (unsigned) cred.uid);
+        e->strangers = 0;
+        e->stranger_after = now + SD_IO_REPEAT;
+    }
+
+    return 1;
+}
+
 
 static void
 sd_io_accept(sd_engine_t *e)
 {
     int                  fd;
-    socklen_t            len;
     sd_conn_t           *c;
-    struct ucred         cred;
     struct epoll_event   ev;
 
     for ( ;; ) {
@@ -176,12 +211,7 @@ sd_io_accept(sd_engine_t *e)
             return;
         }
 
-        len = sizeof(cred);
-
-        if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &cred, &len) == -1
-            || cred.uid != geteuid())
-        {
-            sd_engine_log(e, SD_LOG_WARN, "a connection of another user");
+        if (sd_io_stranger(e, fd)) {
             close(fd);
             continue;
         }

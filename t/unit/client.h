@@ -8,6 +8,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <poll.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -359,6 +360,18 @@ ask_ready(answer_t *a)
 }
 
 
+/* who is let in: us, unless we are to be a stranger */
+
+static atomic_int  stranger;
+
+
+static int
+peer(void *data, pid_t pid)
+{
+    return pid == getpid() && !stranger;
+}
+
+
 /* devices: separated by blanks */
 
 static sd_engine_t *
@@ -394,6 +407,7 @@ start_devices(const char *devices, const char *path, int queue, int slots)
     conf.queue = queue;
     conf.slots = slots;
     conf.heartbeat = 300;
+    conf.peer = peer;
     conf.log = note;
 
     if (sd_engine_start(&e, &conf, &err) != SD_OK) {

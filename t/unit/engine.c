@@ -367,8 +367,16 @@ test_cookie(sd_engine_t *e)
 
     is_int(a.status, 0, "a wrong cookie gets nothing");
 
+    stranger = 1;
+    ask(&a, r, "{\"prompt\":\"x\"}");
+    is_int(a.status, 0, "a stranger with the right one gets nothing");
+    stranger = 0;
+
     idle(e);
     is_int(sd_engine_active(e), 0, "and is forgotten");
+
+    ask(&a, r, "{\"prompt\":\"x\"}");
+    is_int(a.status, 200, "we do");
 
     forget(&a);
 }
