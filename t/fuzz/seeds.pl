@@ -94,12 +94,31 @@ seed('request',
 # sd_frame_request_t: see frame.c
 
 my @strings = ('/generate', 'a=b', '*/*', 'application/json', '', '0' x 32);
-my $length = 120 + length join '', @strings;
+my ($location) = slurp('src/engine/frame.h')
+    =~ /typedef struct \{([^}]*)\} sd_location_t;/;
+my $n = () = $location =~ /uint32_t/g;
+my $fixed = "\x5a" x 32
+    . pack("L$n", 0, 0, 60000, 100, 262144, 4, 1, (0) x ($n - 7))
+    . pack('L', 1) . pack('L6', map { length } @strings) . pack('L2', 0, 0);
 
-seed('frame', pack('LL', 0x31464453, $length) . "\x5a" x 32
-    . pack('L9', 0, 0, 60000, 100, 262144, 4, 1, 0, 0)
-    . pack('L', 1) . pack('L6', map { length } @strings)
-    . pack('L2Q', 0, 0, 10) . join('', @strings));
+$fixed .= "\0" x (-length($fixed) % 8) . pack('Q', 10) . join '', @strings;
+
+seed('frame', pack('LL', 0x31464453, 8 + length $fixed) . $fixed);
+
+# how, leave, dialect and Accept, previews, changes: see socket.c
+
+my $json = '{"prompt":"a","width":64,"height":64,"steps":4,"seed":1';
+
+seed('socket', (map {
+    my $accept = $_;
+    map { pack('C5', $_, 100, 0x20 | $accept << 2, 1, 0) . "$json}" } 0 .. 3
+} 0 .. 7),
+    pack('C5', 0, 0, 0x21, 0x11, 0) . qq($json,"num_interim_images":2}),
+    pack('C5', 4, 9, 0x30, 0x0e, 0) . qq($json,"n":4,"preview":"vae"}),
+    pack('C5', 12, 99, 0x34, 0x21, 0) . qq($json,"latent":"all"}),
+    pack('C5', 0, 0, 2, 0, 0), pack('C5', 0, 0, 3, 0, 0),
+    pack('C5nCnC', 0, 0, 0x20, 0, 2, 0, 1, 44, 1) . "$json}",
+    pack('C5', 0, 0, 0, 0, 0) . 'prompt=a+b&steps=2&format=sse');
 
 # the byte in front: see config.c
 

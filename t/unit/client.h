@@ -326,6 +326,7 @@ fds(void)
 /* the last lines of the log */
 
 static char  log_lines[4096];
+static int   quiet;             /* they are not printed */
 
 
 static void
@@ -334,7 +335,10 @@ note(void *data, sd_log_level_t level, const char *message)
     size_t  n = strlen(log_lines);
 
     snprintf(log_lines + (n < 3000 ? n : 0), 1024, "%s\n", message);
-    printf("# log %d: %s\n", level, message);
+
+    if (!quiet) {
+        printf("# log %d: %s\n", level, message);
+    }
 }
 
 
