@@ -116,7 +116,6 @@ seed('socket', (map {
     pack('C5', 0, 0, 0x21, 0x11, 0) . qq($json,"num_interim_images":2}),
     pack('C5', 4, 9, 0x30, 0x0e, 0) . qq($json,"n":4,"preview":"vae"}),
     pack('C5', 12, 99, 0x34, 0x21, 0) . qq($json,"latent":"all"}),
-    pack('C5', 0, 0, 2, 0, 0), pack('C5', 0, 0, 3, 0, 0),
     pack('C5nCnC', 0, 0, 0x20, 0, 2, 0, 1, 44, 1) . "$json}",
     pack('C5', 0, 0, 0, 0, 0) . 'prompt=a+b&steps=2&format=sse');
 
