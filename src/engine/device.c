@@ -388,7 +388,8 @@ sd_copy_open(sd_engine_device_t *d, size_t i)
 
     if (sd_unit_open(d, m->precision, &err) != SD_OK
         || sd_model_open(&copy->model, m->path, copy->unit->device, &err)
-           != SD_OK)
+           != SD_OK
+        || sd_texts_create(&copy->model->texts, 2 * d->slots, &err) != SD_OK)
     {
         sd_copy_failed(d, i, &err);
         return;

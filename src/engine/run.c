@@ -226,11 +226,17 @@ sd_run_begin(sd_engine_device_t *d, sd_run_t *run, sd_error_t *err)
 
     sd_run_measured(d, run, SD_COST_BEGIN, &clock, 1);
 
+    sd_picture_info(run->picture, &info);
+
     run->seed = info.seed;
     run->samples = info.samples;
 
     run->memory = sd_picture_memory(run->picture);
     sd_stats_add(&e->entry->memory[SD_MEMORY_PICTURES], run->memory);
+
+    sd_stats_count(e->stats, SD_COUNT_PROMPT_HITS, info.text_hits);
+    sd_stats_count(e->stats, SD_COUNT_PROMPT_MISSES,
+                   info.samples - info.text_hits);
 
     if (info.resumed) {
         sd_stats_count(e->stats, info.inexact ? SD_COUNT_INEXACT

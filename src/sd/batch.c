@@ -121,7 +121,6 @@ static void
 sd_batch_fill(char *host, int pictures, sd_picture_t **p, int n, int samples)
 {
     int                i, k, s;
-    char              *text;
     const char        *time;
     sd_batch_tables_t  t;
 
@@ -133,12 +132,10 @@ sd_batch_fill(char *host, int pictures, sd_picture_t **p, int n, int samples)
 
         time = (char *) p[i]->time.data
                + (size_t) p[i]->row * p[i]->time.c * sizeof(float);
-        text = p[i]->text.data;
 
         for (k = 0; k < p[i]->n; k++) {
             t.time[s] = time;
-            t.text[s++] = text + (size_t) k * p[i]->text.w * p[i]->text.c
-                                 * sd_type_size(p[i]->text.type);
+            t.text[s++] = p[i]->texts[k]->data;
         }
     }
 

@@ -483,6 +483,7 @@ sd_model_close(sd_model_t *m)
         sd_safetensors_close(m->parts[part].st);
     }
 
+    sd_texts_destroy(m->texts, m->device);
     sd_text_encoder_free(&m->text_encoder, m->device);
     sd_unet_free(&m->unet, m->device);
     sd_vae_free(&m->vae, m->device);

@@ -7,7 +7,8 @@
  * tensor named, in milliseconds and without reading the weights (but for a few
  * kilobytes that tell two models of one shape apart).  That is what `nginx -t`
  * and `sd check` run.  sd_model_load() then reads and packs.  After that the
- * model is immutable and shared by all threads.
+ * model is immutable, but for the texts that its pictures share, and shared by
+ * all threads.
  */
 
 #ifndef SD_MODEL_H
@@ -20,6 +21,7 @@
 #include "../ops/ops.h"
 #include "sampler.h"
 #include "text_encoder.h"
+#include "texts.h"
 #include "tokenizer.h"
 #include "unet.h"
 #include "vae.h"
@@ -55,6 +57,9 @@ typedef struct sd_model_s {
                                                packed.h; or NULL */
     size_t                 mapped_bytes;
 
+    sd_texts_t            *texts;           /* owned: NULL, or where pictures
+                                               share their prompts; set before
+                                               the first one begins */
     sd_tokenizer_t        *tokenizer;
     sd_text_encoder_t      text_encoder;
     sd_unet_t              unet;

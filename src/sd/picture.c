@@ -84,9 +84,6 @@ sd_picture_layout(sd_picture_t *p, const sd_ops_t *ops)
     }
 
     p->denoised = sd_picture_place(p, &at, SD_F32, 1, p->h, p->w, p->c);
-    p->text = sd_picture_place(p, &at, ops->type, p->n, 1,
-                               m->text_encoder.length,
-                               sd_unet_text_columns(&m->unet));
     p->time = sd_picture_place(p, &at, SD_F32, p->nrows, 1, 1,
                                sd_unet_time_columns(&m->unet));
 
@@ -94,6 +91,20 @@ sd_picture_layout(sd_picture_t *p, const sd_ops_t *ops)
     p->tables = t.data;
 
     p->memory_size = at;
+
+    p->text.type = ops->type;
+    p->text.n = 1;
+    p->text.h = 1;
+    p->text.w = m->text_encoder.length;
+    p->text.c = sd_unet_text_columns(&m->unet);
+    p->text.ld = p->text.c;
+}
+
+
+size_t
+sd_picture_text_size(const sd_picture_t *p)
+{
+    return (size_t) p->text.w * p->text.c * sd_type_size(p->text.type);
 }
 
 
@@ -379,6 +390,12 @@ sd_picture_destroy(sd_picture_t *p)
         return;
     }
 
+    for (i = 0; i < 2; i++) {
+        if (p->texts[i]) {
+            sd_texts_put(p->model->texts, p->device, p->texts[i]);
+        }
+    }
+
     if (p->memory) {
         p->device->ops->free(p->device, p->memory, p->memory_size);
     }
@@ -410,7 +427,7 @@ sd_picture_move(sd_picture_t *p, sd_model_t *m)
 size_t
 sd_picture_memory(const sd_picture_t *p)
 {
-    return p->memory_size;
+    return p->memory_size + p->n * sd_picture_text_size(p);
 }
 
 
@@ -486,4 +503,5 @@ sd_picture_info(const sd_picture_t *p, sd_picture_info_t *info)
     info->resumed = p->resumed;
     info->inexact = p->inexact;
     info->branched = p->branched;
+    info->text_hits = p->text_hits;
 }

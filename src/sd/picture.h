@@ -58,8 +58,8 @@ void sd_picture_destroy(sd_picture_t *p);
  * numerics of a state that the picture goes on from is said anew */
 void sd_picture_move(sd_picture_t *p, sd_model_t *m);
 
-/* what the picture's own device memory takes: latents, K/V, time embeddings;
- * from begin to destroy */
+/* what the picture's device memory takes: latents, time embeddings, and K/V,
+ * which others may share; from begin to destroy */
 size_t sd_picture_memory(const sd_picture_t *p);
 
 /*
@@ -98,6 +98,8 @@ typedef struct {
     int           resumed;              /* went on from a latent */
     int           inexact;              /* ... of another numerics id */
     int           branched;             /* ... of another prompt or guidance */
+    int           text_hits;            /* of samples, those whose prompt was
+                                           found encoded already */
 } sd_picture_info_t;
 
 void sd_picture_info(const sd_picture_t *p, sd_picture_info_t *info);

@@ -8,10 +8,11 @@
  *               and the two change roles at its end.  So a cancelled step
  *               leaves the last step's state as it was
  *   denoised    the last step's estimate, for previews
- *   text        keys and values of all cross-attention layers, the negative
- *               prompt's first
  *   time        a row of time embeddings for each row of the sampler's table
  *   tables      of a batch of this picture alone: see batch.c
+ *
+ * Beside it are its texts, which other pictures may have, too: keys and values
+ * of all cross-attention layers, of the prompt and of the negative one.
  *
  * sd_model_plan() runs the same code with the same layout in plan mode.
  */
@@ -51,7 +52,11 @@ struct sd_picture_s {
     size_t               memory_size;
     int                  now;                   /* which of the two holds */
     int                  have_denoised;
-    sd_tensor_t          x[2], kept[2], denoised, text, time;
+    sd_tensor_t          x[2], kept[2], denoised, time;
+    sd_tensor_t          text;                  /* the shape of one, no data */
+    sd_text_t           *texts[2];              /* [n], the negative prompt's
+                                                   first */
+    int                  text_hits;
     char                *tables;
 
     sd_picture_dump_pt   dump;
@@ -64,6 +69,8 @@ int sd_picture_size(sd_picture_t *p, int width, int height, sd_error_t *err);
 
 /* places all tensors in p->memory; where that is NULL, finds the size only */
 void sd_picture_layout(sd_picture_t *p, const sd_ops_t *ops);
+
+size_t sd_picture_text_size(const sd_picture_t *p);
 
 /* batch.c; samples: of the batch; h, w: of the latents */
 

@@ -65,33 +65,45 @@ sd_picture_show(sd_picture_t *p, sd_context_t *cx, sd_tensor_t t, int image,
 }
 
 
-/* the tables that the model reads, from prompt and timesteps */
+/* text k, one at a time: so its bytes are the same whoever computes it */
 
 static void
-sd_picture_tables(sd_picture_t *p, sd_context_t *cx)
+sd_picture_text(sd_picture_t *p, sd_context_t *cx, int k)
+{
+    sd_tensor_t        text, table;
+    const int32_t     *ids;
+    const sd_model_t  *m = p->model;
+
+    ids = p->ids ? p->ids + k * m->text_encoder.length : NULL;
+
+    table = p->text;
+    table.data = p->texts[k] ? p->texts[k]->data : NULL;
+
+    text = sd_text_encoder(&m->text_encoder, cx, ids, 1);
+    sd_unet_text(&m->unet, cx, table, text);
+
+    sd_picture_show(p, cx, text, 0, k < p->n - 1 ? "uncond" : "cond");
+
+    sd_free(cx, &text);
+}
+
+
+/* the tables that the model reads, from timesteps and those prompts that nobody
+ * has encoded yet */
+
+static void
+sd_picture_tables(sd_picture_t *p, sd_context_t *cx, const int *hit)
 {
     int                i, k, rows;
     double             timesteps[SD_TIME_CHUNK];
-    sd_tensor_t        text, t;
+    sd_tensor_t        t;
     const sd_model_t  *m = p->model;
 
-    text = sd_text_encoder(&m->text_encoder, cx, p->ids, p->n);
-    sd_unet_text(&m->unet, cx, p->text, text);
-
-    if (p->dump && cx->status == SD_OK && !cx->plan) {
-        t = text;
-        t.n = 1;
-
-        if (p->n == 2) {
-            sd_picture_show(p, cx, t, 0, "uncond");
-            t.data = (char *) t.data + (size_t) t.w * t.c
-                                       * sd_type_size(t.type);
+    for (k = 0; k < p->n; k++) {
+        if (!hit[k]) {
+            sd_picture_text(p, cx, k);
         }
-
-        sd_picture_show(p, cx, t, 0, "cond");
     }
-
-    sd_free(cx, &text);
 
     for (i = 0; i < p->nrows; i += rows) {
         rows = p->nrows - i < SD_TIME_CHUNK ? p->nrows - i : SD_TIME_CHUNK;
@@ -156,6 +168,8 @@ int
 sd_picture_begin(sd_picture_t *p, sd_context_t *cx, const atomic_int *cancel,
     sd_error_t *err)
 {
+    int  k, hit[2];
+
     sd_context_reset(cx, err, cancel);
 
     p->device = cx->device;
@@ -170,12 +184,36 @@ sd_picture_begin(sd_picture_t *p, sd_context_t *cx, const atomic_int *cancel,
 
     sd_picture_layout(p, p->device->ops);
 
-    sd_picture_tables(p, cx);
+    for (k = 0; k < p->n; k++) {
+        p->texts[k] = sd_texts_get(p->model->texts, p->device,
+                                   p->ids + k * p->text.w, p->text.w,
+                                   sd_picture_text_size(p), &hit[k]);
+
+        if (p->texts[k] == NULL) {
+            return sd_no_memory(err, "no memory for a picture: %zu bytes",
+                                sd_picture_text_size(p));
+        }
+
+        p->text_hits += hit[k];
+    }
+
+    sd_picture_tables(p, cx, hit);
     sd_picture_start(p, cx);
 
-    /* steps may be made in another context */
+    /* steps may be made in another context, and texts be read by another
+     * picture */
 
-    return sd_wait(cx);
+    if (sd_wait(cx) != SD_OK) {
+        return cx->status;
+    }
+
+    for (k = 0; k < p->n; k++) {
+        if (!hit[k]) {
+            sd_texts_done(p->model->texts, p->texts[k]);
+        }
+    }
+
+    return SD_OK;
 }
 
 
@@ -298,7 +336,7 @@ int
 sd_model_plan(sd_model_t *m, sd_device_t *dev, int width, int height,
     size_t *step, size_t *prompt, size_t *decode, sd_error_t *err)
 {
-    int           rc;
+    int           rc, none[2] = { 0, 0 };
     sd_picture_t  p;
     sd_context_t  cx;
 
@@ -322,7 +360,7 @@ sd_model_plan(sd_model_t *m, sd_device_t *dev, int width, int height,
 
     /* each frees what it takes, and the first error sticks */
 
-    sd_picture_tables(&p, &cx);
+    sd_picture_tables(&p, &cx, none);
     sd_picture_peak(&cx, prompt);
 
     sd_batch_model(m, &cx, NULL, 1, p.n, p.h, p.w, NULL, NULL);

@@ -236,6 +236,10 @@ sd_packed_load(sd_model_t *m, sd_device_t *dev, const char *dir,
 void
 sd_model_close(sd_model_t *m)
 {
+    if (m) {
+        sd_texts_destroy(m->texts, m->device);
+    }
+
     free(m);
 }
 

@@ -1,7 +1,8 @@
 /*
  * A picture's life: the same bytes whole or resumed at any step, with any
  * number of threads; a cancelled step leaves the last one's state; previews
- * change nothing; parameters that make no sense are refused with their names.
+ * change nothing, nor does it whose prompt was encoded first; parameters that
+ * make no sense are refused with their names.
  * Runs in the source's root directory.
  */
 
@@ -394,6 +395,227 @@ test_refused(host_t *h)
 }
 
 
+/* how often the text encoder runs, and what prompts take */
+
+static const sd_ops_t  *plain;
+static atomic_int       encoded, texts;
+static size_t           text_size;
+
+
+static int
+count_embed(sd_context_t *cx, sd_tensor_t y, const sd_embed_t *d)
+{
+    encoded += cx->plan ? 0 : y.n;
+
+    return plain->embed(cx, y, d);
+}
+
+
+static void *
+count_alloc(sd_device_t *dev, size_t size)
+{
+    texts += size == text_size;
+
+    return plain->alloc(dev, size);
+}
+
+
+static void
+count_free(sd_device_t *dev, void *p, size_t size)
+{
+    texts -= size == text_size;
+    plain->free(dev, p, size);
+}
+
+
+static void
+test_texts(host_t *h, const uint8_t *whole)
+{
+    int                i;
+    char               prompt[32];
+    uint8_t            rgb[BYTES], other[BYTES];
+    sd_ops_t           ops;
+    atomic_int         cancel;
+    sd_error_t         err = { 0 };
+    sd_params_t        p;
+    sd_picture_t      *first, *second;
+    sd_picture_info_t  info;
+
+    plain = h->dev->ops;
+    ops = *plain;
+    ops.embed = count_embed;
+    ops.alloc = count_alloc;
+    ops.free = count_free;
+    h->dev->ops = &ops;
+
+    text_size = (size_t) h->m->text_encoder.length * sizeof(float)
+                * sd_unet_text_columns(&h->m->unet);
+
+    p = defaults;
+    p.prompt = "a blue house";
+    paint(h, &p, 0, other);
+
+    is_int(encoded, 2, "two prompts, encoded");
+    is_int(texts, 0, "and forgotten where nothing is shared");
+
+    (void) sd_texts_create(&h->m->texts, 4, &err);
+
+    encoded = 0;
+    paint(h, &defaults, 0, rgb);
+    is_int(encoded, 2, "the first picture's are encoded");
+    ok(memcmp(rgb, whole, BYTES) == 0, "the same bytes");
+
+    paint(h, &defaults, 0, rgb);
+    is_int(encoded, 2, "the second one's are not");
+    ok(memcmp(rgb, whole, BYTES) == 0, "the same bytes");
+
+    paint(h, &p, 0, rgb);
+    is_int(encoded, 3, "of another one only what is new");
+    ok(memcmp(rgb, other, BYTES) == 0, "the same bytes");
+
+    p.guidance = 1;
+    p.negative_prompt = "unread";
+    second = begin(h, &p);
+    sd_picture_info(second, &info);
+    ok(info.samples == 1 && info.text_hits == 1 && encoded == 3,
+       "unguided ones have one prompt");
+    sd_picture_destroy(second);
+
+    /* one that runs keeps its own while others come and go */
+
+    first = begin(h, &defaults);
+    sd_picture_info(first, &info);
+    ok(info.samples == 2 && info.text_hits == 2, "both are shared");
+    second = begin(h, &defaults);
+    (void) advance(h, first, 2, 0);
+
+    p = defaults;
+
+    for (i = 0; i < 6; i++) {
+        snprintf(prompt, sizeof(prompt), "house number %d", i);
+        p.prompt = prompt;
+        paint(h, &p, 0, rgb);
+    }
+
+    is_int(encoded, 9, "prompts that nobody has seen");
+    is_int(texts, 4, "of which so many stay");
+
+    sd_picture_destroy(second);
+    (void) advance(h, first, STEPS, 0);
+    (void) sd_picture_decode(first, &h->cx, 0, rgb, NULL, NULL, &err);
+    ok(memcmp(rgb, whole, BYTES) == 0, "who shares with one that left: the "
+       "same bytes");
+    sd_picture_destroy(first);
+
+    paint(h, &p, 0, rgb);
+    is_int(encoded, 9, "the last one is still there");
+    p.prompt = "house number 0";
+    paint(h, &p, 0, rgb);
+    is_int(encoded, 10, "the first one is not");
+
+    /* a prompt and the same once more, as the negative one */
+
+    p.prompt = p.negative_prompt = "fog";
+    paint(h, &p, 0, rgb);
+    paint(h, &p, 0, other);
+    ok(memcmp(rgb, other, BYTES) == 0, "the same twice");
+    ok(encoded <= 12, "and found");
+
+    /* what was not finished is nobody's */
+
+    atomic_init(&cancel, 1);
+    p.prompt = "a cancelled house";
+    (void) sd_picture_create(&first, h->m, &p, &err);
+    is_int(sd_picture_begin(first, &h->cx, &cancel, &err), SD_CANCELLED,
+           "cancelled");
+    sd_picture_destroy(first);
+
+    encoded = 0;
+    second = begin(h, &p);
+    is_int(encoded, 1, "nothing of it was shared");
+    sd_picture_destroy(second);
+
+    is_int(texts, 4, "no more than there may be");
+
+    sd_texts_destroy(h->m->texts, h->dev);
+    h->m->texts = NULL;
+
+    is_int(texts, 0, "and none in the end");
+
+    h->dev->ops = plain;
+}
+
+
+/* several threads, more prompts than stay */
+
+static void *
+text_storm(void *data)
+{
+    int         i, k, hit, bad;
+    host_t     *h = data;
+    int32_t     ids[2];
+    unsigned    seed;
+    sd_text_t  *t[2];
+
+    bad = 0;
+    seed = (unsigned) (uintptr_t) &ids;
+
+    for (i = 0; i < 5000; i++) {
+        for (k = 0; k < 2; k++) {
+            ids[0] = 49406;
+            ids[1] = rand_r(&seed) % 7;
+
+            t[k] = sd_texts_get(h->m->texts, h->dev, ids, 2, 64, &hit);
+
+            if (!hit) {
+                *(int32_t *) t[k]->data = ids[1];
+
+                if (rand_r(&seed) % 8) {
+                    sd_texts_done(h->m->texts, t[k]);
+                }
+            }
+
+            bad += *(int32_t *) t[k]->data != ids[1]
+                   || memcmp(t[k]->ids, ids, sizeof(ids)) != 0;
+        }
+
+        for (k = 0; k < 2; k++) {
+            bad += *(int32_t *) t[k]->data != t[k]->ids[1];
+            sd_texts_put(h->m->texts, h->dev, t[k]);
+        }
+    }
+
+    return (void *) (uintptr_t) bad;
+}
+
+
+static void
+test_text_storm(host_t *h)
+{
+    int         i;
+    long        all;
+    void       *bad;
+    pthread_t   t[4];
+    sd_error_t  err;
+
+    (void) sd_texts_create(&h->m->texts, 6, &err);
+
+    for (i = 0; i < 4; i++) {
+        pthread_create(&t[i], NULL, text_storm, h);
+    }
+
+    for (all = 0, i = 0; i < 4; i++) {
+        pthread_join(t[i], &bad);
+        all += (uintptr_t) bad;
+    }
+
+    is_int(all, 0, "texts of several threads are what they should be");
+
+    sd_texts_destroy(h->m->texts, h->dev);
+    h->m->texts = NULL;
+}
+
+
 /*
  * the embedded model, which is large enough for every algorithm that the
  * backend has: machines that share a numerics id share their bytes
@@ -488,6 +710,8 @@ main(void)
 
         test_cancel(&h, whole);
         test_refused(&h);
+        test_texts(&h, whole);
+        test_text_storm(&h);
     }
 
     host_close(&h);
