@@ -152,7 +152,9 @@ up();
 is($t->get('/ping')->status(), 200, '/ping');
 is(ops('/readyz')->status(), 200, '/readyz');
 is(ops('/livez')->status(), 200, '/livez');
-is($t->get('/status')->status(), 404, 'no /status on the public port');
+like(ops('/metrics')->body(), qr/^sd_ready 1$/m, '/metrics');
+is($t->get($_)->status(), 404, "no $_ on the public port")
+    for qw{ /status /metrics /readyz };
 is($t->get('/')->status(), 200, 'a page');
 
 my $status = json_decode(ops('/status')->body());

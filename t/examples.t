@@ -288,6 +288,16 @@ push @{$kind{$_->{kind}}}, $_ for @objects;
 is_deeply([ sort keys %kind ], [ qw/ Deployment PodDisruptionBudget PodMonitor
                                      ScaledObject Service / ], 'kubernetes');
 
+my %metrics = map { $_ => 1 }
+              slurp("$SD::TOP/README.md") =~ /^\| `(sd_\w+)/mg;
+
+for (map { @{$_->{spec}{triggers}} } @{$kind{ScaledObject}}) {
+    my @names = map { s/_bucket$//r } $_->{metadata}{query} =~ /\b(sd_\w+)/g;
+
+    ok(scalar @names, "autoscaling by @names");
+    is("@{[ grep { !$metrics{$_} } @names ]}", '', 'which are metrics');
+}
+
 my ($ops) = slurp("$SD::TOP/docker/nginx.conf") =~ /(ops\.conf.*)/s;
 
 for my $d (@{$kind{Deployment}}) {
@@ -314,6 +324,11 @@ for my $d (@{$kind{Deployment}}) {
 
         is($c->{$_}{httpGet}{port}, 'ops', "$name: $_");
         like($ops, qr/location = \Q$path\E \{/, "$name: the image has $path");
+    }
+
+    for (@{$kind{PodMonitor}[0]{spec}{podMetricsEndpoints}}) {
+        is($_->{port}, 'ops', 'PodMonitor: the port');
+        like($ops, qr/location = \Q$_->{path}\E \{/, 'PodMonitor: the path');
     }
 
     my %env = map { $_->{name} => $_->{value} } @{$c->{env}};

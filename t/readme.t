@@ -103,7 +103,9 @@ my ($variables) = $source =~ /ngx_http_sd_variables\[\] = \{(.*?)^\};/ms;
 
 is_deeply([sort $readme =~ /^### (sd_\w+)$/mg],
           [sort $commands =~ /ngx_string\("(\w+)"\)/g], 'directives');
-is_deeply([sort $readme =~ /`\$(sd_\w+)`/g],
+my %named = map { $_ => 1 } $readme =~ /`\$(sd_\w+)`/g;
+
+is_deeply([sort keys %named],
           [sort $variables =~ /ngx_string\("(\w+)"\)/g], 'variables');
 
 while ($readme =~ /^### (sd_\w+)\n\n(.*?)(?=^##)/msg) {
