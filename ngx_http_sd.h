@@ -37,6 +37,7 @@ typedef struct {
     uint8_t                    cookie[SD_COOKIE_SIZE];
     uint64_t                   cycle;       /* by which it is in the zone */
     ngx_pid_t                 *pids;        /* shared: by ngx_worker */
+    ngx_fd_t                   generations; /* the file that engines lock */
 
     sd_engine_t               *engine;
     ngx_msec_t                 drain_timeout;
@@ -69,6 +70,8 @@ typedef struct {
     ngx_int_t                  threads;
     ngx_int_t                  slots;
     ngx_int_t                  queue;
+    ngx_uint_t                 loading;     /* 1: fail */
+    ngx_uint_t                 reload;      /* 1: wait */
     ngx_msec_t                 drain_timeout;
 
     ngx_shm_zone_t            *zone;        /* data: sd_stats_t */

@@ -38,6 +38,8 @@ struct ngx_http_sd_log_s {
 static void ngx_http_sd_check(ngx_cycle_t *cycle,
     ngx_http_sd_main_conf_t *smcf);
 static ngx_http_sd_engine_t *ngx_http_sd_create_engine(ngx_cycle_t *cycle);
+static void ngx_http_sd_open_generations(ngx_cycle_t *cycle,
+    ngx_http_sd_main_conf_t *smcf);
 static void ngx_http_sd_close_engine(void *data);
 static ngx_int_t ngx_http_sd_start_engine(ngx_cycle_t *cycle,
     ngx_http_sd_main_conf_t *smcf);
@@ -83,6 +85,8 @@ ngx_http_sd_init_module(ngx_cycle_t *cycle)
     }
 
     smcf->engine->drain_timeout = smcf->drain_timeout;
+
+    ngx_http_sd_open_generations(cycle, smcf);
 
     return NGX_OK;
 }
@@ -145,6 +149,7 @@ ngx_http_sd_create_engine(ngx_cycle_t *cycle)
 
     ngx_memzero(e, sizeof(ngx_http_sd_engine_t));
     e->listen = (ngx_socket_t) -1;
+    e->generations = NGX_INVALID_FILE;
     e->pids = MAP_FAILED;
 
     cln->handler = ngx_http_sd_close_engine;
@@ -193,6 +198,38 @@ ngx_http_sd_create_engine(ngx_cycle_t *cycle)
 }
 
 
+/*
+ * The file that this nginx's engines lock, those of other cycles and of another
+ * binary included: nginx's own pid file has a name of its own, but is removed
+ * and renamed; this one stays.
+ */
+
+static void
+ngx_http_sd_open_generations(ngx_cycle_t *cycle,
+    ngx_http_sd_main_conf_t *smcf)
+{
+    u_char            name[NGX_MAX_PATH];
+    ngx_fd_t          fd;
+    ngx_core_conf_t  *ccf;
+
+    ccf = (ngx_core_conf_t *) ngx_get_conf(cycle->conf_ctx, ngx_core_module);
+
+    (void) ngx_snprintf(name, NGX_MAX_PATH - 1, "%V.sd%Z", &ccf->pid);
+    name[NGX_MAX_PATH - 1] = '\0';
+
+    fd = open((char *) name, O_RDWR|O_CREAT|O_CLOEXEC|O_NOFOLLOW|O_NONBLOCK,
+              0600);
+
+    smcf->engine->generations = fd;
+
+    if (fd == NGX_INVALID_FILE && smcf->reload) {
+        ngx_log_error(NGX_LOG_WARN, cycle->log, ngx_errno,
+                      "\"sd_reload wait\" does nothing: cannot open \"%s\"",
+                      name);
+    }
+}
+
+
 static void
 ngx_http_sd_close_engine(void *data)
 {
@@ -203,6 +240,11 @@ ngx_http_sd_close_engine(void *data)
     if (e->listen != (ngx_socket_t) -1) {
         ngx_close_socket(e->listen);
         e->listen = (ngx_socket_t) -1;
+    }
+
+    if (e->generations != NGX_INVALID_FILE) {
+        (void) ngx_close_file(e->generations);
+        e->generations = NGX_INVALID_FILE;
     }
 
     if (e->pids != MAP_FAILED) {
@@ -329,6 +371,9 @@ ngx_http_sd_start_engine(ngx_cycle_t *cycle, ngx_http_sd_main_conf_t *smcf)
     conf.cycle = e->cycle;
     conf.peer = ngx_http_sd_peer;
     conf.peer_data = e;
+    conf.loading_fails = (int) smcf->loading;
+    conf.generations = e->generations;
+    conf.reload_waits = (int) smcf->reload;
     conf.log = ngx_http_sd_log;
     conf.log_data = e;
 
@@ -487,6 +532,7 @@ ngx_http_sd_wakeup_handler(ngx_event_t *ev)
         e->drain_start = ngx_current_msec;
         e->idle_start = ngx_current_msec;
 
+        sd_engine_leave(e->engine);
         ngx_http_sd_drain_handler(&e->drain);
     }
 }

@@ -71,6 +71,18 @@ static ngx_conf_enum_t  ngx_http_sd_precisions[] = {
     { ngx_null_string, 0 }
 };
 
+static ngx_conf_enum_t  ngx_http_sd_loadings[] = {
+    { ngx_string("wait"), 0 },
+    { ngx_string("fail"), 1 },
+    { ngx_null_string, 0 }
+};
+
+static ngx_conf_enum_t  ngx_http_sd_reloads[] = {
+    { ngx_string("overlap"), 0 },
+    { ngx_string("wait"), 1 },
+    { ngx_null_string, 0 }
+};
+
 static ngx_conf_enum_t  ngx_http_sd_previews[] = {
     { ngx_string("none"), SD_PREVIEW_NONE },
     { ngx_string("rgb"), SD_PREVIEW_RGB },
@@ -221,6 +233,20 @@ static ngx_command_t  ngx_http_sd_commands[] = {
       NGX_HTTP_MAIN_CONF_OFFSET,
       offsetof(ngx_http_sd_main_conf_t, queue),
       &ngx_http_sd_queue_bounds },
+
+    { ngx_string("sd_loading"),
+      NGX_HTTP_MAIN_CONF|NGX_CONF_TAKE1,
+      ngx_conf_set_enum_slot,
+      NGX_HTTP_MAIN_CONF_OFFSET,
+      offsetof(ngx_http_sd_main_conf_t, loading),
+      &ngx_http_sd_loadings },
+
+    { ngx_string("sd_reload"),
+      NGX_HTTP_MAIN_CONF|NGX_CONF_TAKE1,
+      ngx_conf_set_enum_slot,
+      NGX_HTTP_MAIN_CONF_OFFSET,
+      offsetof(ngx_http_sd_main_conf_t, reload),
+      &ngx_http_sd_reloads },
 
     { ngx_string("sd_drain_timeout"),
       NGX_HTTP_MAIN_CONF|NGX_CONF_TAKE1,
@@ -462,6 +488,8 @@ ngx_http_sd_create_main_conf(ngx_conf_t *cf)
     smcf->threads = NGX_CONF_UNSET;
     smcf->slots = NGX_CONF_UNSET;
     smcf->queue = NGX_CONF_UNSET;
+    smcf->loading = NGX_CONF_UNSET_UINT;
+    smcf->reload = NGX_CONF_UNSET_UINT;
     smcf->drain_timeout = NGX_CONF_UNSET_MSEC;
 
     return smcf;
@@ -476,6 +504,8 @@ ngx_http_sd_init_main_conf(ngx_conf_t *cf, void *conf)
     ngx_conf_init_value(smcf->threads, 0);
     ngx_conf_init_value(smcf->slots, 0);
     ngx_conf_init_value(smcf->queue, 64);
+    ngx_conf_init_uint_value(smcf->loading, 0);
+    ngx_conf_init_uint_value(smcf->reload, 0);
     ngx_conf_init_msec_value(smcf->drain_timeout, 300000);
 
     return NGX_CONF_OK;

@@ -82,6 +82,8 @@ accepted('every directive', http => <<'END', server => <<'END');
     sd_queue 0;
     sd_drain_timeout 10s;
     sd_zone counters 2m;
+    sd_loading fail;
+    sd_reload wait;
     sd_model %%MODEL%%;
     sd_precision exact;
     sd_priority low;
@@ -186,6 +188,7 @@ for ([ 'sd_device', 'tpu' ], [ 'sd_device', 'cuda:' ],
      [ 'sd_preview', 'jpeg' ], [ 'sd_priority', 'urgent' ], [ 'sd_latent', 'some' ],
      [ 'sd_get', 'yes' ], [ 'sd_pagination', '2' ],
      [ 'sd_intercept_errors', 'no' ],
+     [ 'sd_loading', 'maybe' ], [ 'sd_reload', 'on' ],
      [ 'sd_timeout', 'soon' ], [ 'sd_drain_timeout', '-1s' ])
 {
     my ($name, $value) = @$_;
@@ -215,7 +218,8 @@ for ('example.com', 'https://', 'https://example.com/path', '://x') {
         http => "sd_model %%MODEL%%;\n sd_cors $_; # here\n");
 }
 
-for (qw/ sd_device sd_sizes sd_cache_path sd_threads sd_slots sd_queue sd_drain_timeout /) {
+for (qw/ sd_device sd_sizes sd_cache_path sd_threads sd_slots sd_queue
+        sd_loading sd_reload sd_drain_timeout /) {
     refused("$_ in a server", qr/"$_" directive is not allowed here/,
         server => "$_ 1; # here\n $generate");
 }

@@ -1,6 +1,6 @@
 /*
  * Devices, and what the engine keeps on them: models, arenas, batches.  The
- * first device's thread opens all of them, before the engine accepts; from then
+ * first device's thread opens all of them, before requests are parsed; from then
  * on each belongs to its own threads.
  */
 
@@ -37,6 +37,10 @@ sd_devices_open(sd_engine_t *e)
     size_t               i;
     sd_engine_device_t  *d;
 
+    if (sd_generation_enter(e) != SD_OK) {
+        return;
+    }
+
     sd_devices_find(e);
 
     for (k = 0; k < e->ndevices; k++) {
@@ -58,7 +62,7 @@ sd_devices_open(sd_engine_t *e)
     pthread_mutex_lock(&e->lock);
     e->opened = 1;
     sd_status_opened_locked(e);
-    sd_engine_wake_io(e);
+    pthread_cond_broadcast(&e->encoder_cond);
     pthread_mutex_unlock(&e->lock);
 }
 
@@ -280,8 +284,11 @@ sd_unit_open(sd_engine_device_t *d, sd_precision_t precision, sd_error_t *err)
     if (sd_device_open(&device, d->name, e->conf.threads, precision, NULL, err)
         != SD_OK)
     {
+        pthread_mutex_lock(&e->lock);
         u->failed = 1;
         u->error = *err;
+        pthread_mutex_unlock(&e->lock);
+
         return SD_ERROR;
     }
 
@@ -396,7 +403,9 @@ sd_copy_open(sd_engine_device_t *d, size_t i)
     }
 
     if (m->model == NULL) {
+        pthread_mutex_lock(&d->engine->lock);
         m->model = copy->model;
+        pthread_mutex_unlock(&d->engine->lock);
 
     } else if (strcmp(m->model->fingerprint, copy->model->fingerprint) != 0) {
         sd_fail(&err, "its files have changed meanwhile");
@@ -862,4 +871,25 @@ sd_copy_side(sd_engine_device_t *d, sd_engine_copy_t *copy, size_t size,
     }
 
     return &u->side;
+}
+
+
+/* a card's are not given back: that would stop whatever it does */
+
+void
+sd_device_trim(sd_engine_device_t *d)
+{
+    size_t             i;
+    sd_engine_unit_t  *u;
+
+    for (i = 0; i < sizeof(d->units) / sizeof(d->units[0]); i++) {
+        u = &d->units[i];
+
+        if (u->side_size && !sd_can_record(u->device)) {
+            sd_context_free(&u->side);
+            sd_stats_add(&d->engine->entry->memory[SD_MEMORY_ARENAS],
+                         -(uint64_t) u->side_size);
+            u->side_size = 0;
+        }
+    }
 }

@@ -169,6 +169,12 @@ sd_device_next(sd_engine_device_t *d, int side, sd_run_t **runs)
             break;
         }
 
+        /* an engine that leaves shares the memory with the next one */
+
+        if (side && atomic_load(&e->leaving) && d->state == SD_MODEL_READY) {
+            sd_device_trim(d);
+        }
+
         d->idle[side] = 1;
         pthread_cond_wait(&e->device_cond, &e->lock);
         d->idle[side] = 0;

@@ -44,26 +44,57 @@ sd_encoder_thread(void *data)
 }
 
 
+/*
+ * Where the next job is that has mail.  Requests wait until models are opened,
+ * as it is by them that they are read, as many as the queue would hold; but for
+ * those that are answered anyway.
+ */
+
+static sd_job_t **
+sd_encoder_ready_locked(sd_engine_t *e)
+{
+    int        n;
+    sd_job_t  *job, **p;
+
+    for (p = &e->ready, n = 0; *p; p = &(*p)->next_ready, n++) {
+        job = *p;
+
+        if (e->opened || e->draining || e->conf.loading_fails
+            || n > e->conf.queue || job->mail == NULL || !job->mail->request
+            || atomic_load(&job->cancelled))
+        {
+            return p;
+        }
+    }
+
+    return NULL;
+}
+
+
 /* waits; NULL where the engine stops */
 
 static sd_job_t *
 sd_encoder_next(sd_engine_t *e, sd_mail_t **mail)
 {
-    sd_job_t  *job;
+    sd_job_t  *job, **p;
+
+    job = NULL;
+    p = NULL;
 
     pthread_mutex_lock(&e->lock);
 
-    while (e->ready == NULL && !atomic_load(&e->stopping)) {
+    while (!atomic_load(&e->stopping)
+           && (p = sd_encoder_ready_locked(e)) == NULL)
+    {
         pthread_cond_wait(&e->encoder_cond, &e->lock);
     }
 
-    job = atomic_load(&e->stopping) ? NULL : e->ready;
+    if (!atomic_load(&e->stopping)) {
+        job = *p;
+        *p = job->next_ready;
 
-    if (job) {
-        e->ready = job->next_ready;
-
-        if (e->ready == NULL) {
-            e->last_ready = &e->ready;
+        if (*p == NULL) {
+            e->last_ready = p;
         }
 
         *mail = job->mail;
@@ -319,7 +350,7 @@ sd_encoder_empty(sd_job_t *job, int status, const char *content_type)
 static void
 sd_encoder_request(sd_job_t *job)
 {
-    int                 rc;
+    int                 rc, opened;
     char                type[128];
     sd_error_t          err;
     const sd_request_t *r;
@@ -330,8 +361,15 @@ sd_encoder_request(sd_job_t *job)
 
     memset(&err, 0, sizeof(sd_error_t));
 
-    if (m->model == NULL) {
-        /* its error is written before the I/O thread accepts, and stays */
+    pthread_mutex_lock(&job->engine->lock);
+    opened = job->engine->opened;
+    pthread_mutex_unlock(&job->engine->lock);
+
+    if (!opened) {
+        rc = sd_queue_warming(job, &err);
+
+    } else if (m->model == NULL) {
+        /* its error is written before models are opened, and stays */
         rc = sd_error(&err, 503, "model_failed", NULL, "%s",
                       m->error.message);
 

@@ -278,9 +278,10 @@ sd_engine_quit(sd_engine_t *e)
 {
     pthread_mutex_lock(&e->lock);
     e->quitting = 1;
-    sd_engine_leave(e);
     sd_engine_wake_io(e);
     pthread_mutex_unlock(&e->lock);
+
+    sd_engine_leave(e);
 }
 
 
@@ -288,6 +289,11 @@ void
 sd_engine_leave(sd_engine_t *e)
 {
     sd_status_leave(e, SD_ENGINE_LEAVING);
+
+    pthread_mutex_lock(&e->lock);
+    atomic_store(&e->leaving, 1);
+    pthread_cond_broadcast(&e->device_cond);
+    pthread_mutex_unlock(&e->lock);
 }
 
 
@@ -321,6 +327,8 @@ sd_engine_cancel_locked(sd_engine_t *e, sd_cancel_t reason)
 void
 sd_engine_drain(sd_engine_t *e)
 {
+    sd_job_t  *job;
+
     pthread_mutex_lock(&e->lock);
 
     e->draining = 1;
@@ -328,6 +336,12 @@ sd_engine_drain(sd_engine_t *e)
 
     sd_engine_cancel_locked(e, SD_CANCEL_DRAIN);
     sd_queue_cancel_all_locked(e, SD_CANCEL_DRAIN);
+
+    /* and those that could not even be read yet */
+
+    for (job = e->opened ? NULL : e->ready; job; job = job->next_ready) {
+        sd_queue_cancel_locked(job, SD_CANCEL_DRAIN);
+    }
 
     pthread_mutex_unlock(&e->lock);
 }
@@ -408,6 +422,9 @@ sd_engine_free(sd_engine_t *e)
     if (e->epoll != -1) {
         close(e->epoll);
     }
+
+    /* memory is back: another engine may take its place */
+    sd_generation_leave(e);
 
     pthread_cond_destroy(&e->device_cond);
     pthread_cond_destroy(&e->encoder_cond);

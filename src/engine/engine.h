@@ -57,8 +57,8 @@ typedef struct {
     const sd_size_t         *sizes;         /* that a card gets ready for at
                                                start, beside each model's own */
     int                      nsizes;
-    const char              *cache;         /* a directory for what cards found
-                                               out, or NULL */
+    const char              *cache;         /* a directory for packed weights,
+                                               and what cards found out; NULL */
     const sd_model_conf_t   *models;
     size_t                   nmodels;
     int                      queue;         /* jobs that may wait */
@@ -66,6 +66,12 @@ typedef struct {
                                                a device; 0: 16, on a card 8 */
     int                      encoders;      /* threads; 0: one or two */
     int                      heartbeat;     /* ms, 15000 */
+    int                      loading_fails; /* requests do not wait for a model
+                                               that loads: 503 "warming_up" */
+    int                      generations;   /* a file that all engines of this
+                                               nginx lock, the caller's; 0 or
+                                               -1: none.  See generation.c */
+    int                      reload_waits;  /* for those before it to end */
 
     sd_stats_t              *stats;         /* to count in, which outlives the
                                                engine; or NULL */
@@ -101,7 +107,8 @@ void sd_engine_quit(sd_engine_t *e);
 /* how many requests have not been answered to the end */
 int sd_engine_active(sd_engine_t *e);
 
-/* others serve what comes from now on, though not those who still ask here */
+/* others serve what comes from now on, though not those who still ask here;
+ * memory that is not needed goes back at once */
 void sd_engine_leave(sd_engine_t *e);
 
 /* ends every job now with an event that carries its state (503 "draining") */

@@ -21,6 +21,7 @@
  *   queue.c           the jobs that wait, and cancellation.
  *   cost.c            what work will take, by what such work took.
  *   job.c             a job, its mailbox and its outbox.
+ *   generation.c      engines before and after this one.
  *   status.c          what the engine tells about itself, in stats.c's memory.
  *
  * Mail flows device -> encoders -> I/O and never waits: whoever is slow finds a
@@ -73,7 +74,7 @@ typedef struct {
     sd_precision_t       precision;
 
     sd_model_t          *model;         /* on the first device that has it: set
-                                           before the I/O thread accepts */
+                                           before requests are parsed */
 
     sd_model_state_t     state;         /* lock; of the device that is ahead */
     sd_error_t           error;         /* lock; where it has failed on all */
@@ -303,6 +304,7 @@ struct sd_engine_s {
     int                      nio, ndevice, nencoders;   /* that run */
 
     atomic_int               stopping;
+    atomic_int               leaving;
     atomic_int               active;        /* connections */
 
     /* I/O thread */
@@ -320,7 +322,8 @@ struct sd_engine_s {
     pthread_cond_t           encoder_cond;  /* ... for an encoder */
 
     /* lock */
-    int                      opened;        /* all models; accept may begin */
+    int                      opened;        /* all models: requests may be
+                                               parsed */
     int                      quitting;
     int                      draining;
     sd_queue_t               queues[SD_PRIORITIES];
@@ -347,11 +350,19 @@ void *sd_encoder_thread(void *data);
 void *sd_device_thread(void *data);         /* the first one */
 
 
+/* generation.c; enter: SD_ERROR where the engine stops meanwhile */
+int sd_generation_enter(sd_engine_t *e);
+void sd_generation_leave(sd_engine_t *e);
+
+
 /* device.c */
 
 /* all devices, and all models on each, from configurations and headers */
 void sd_devices_open(sd_engine_t *e);
 void sd_devices_free(sd_engine_t *e);       /* no thread is left */
+/* the arena for prompts and pictures, until it is wanted again; the side
+ * thread */
+void sd_device_trim(sd_engine_device_t *d);
 /* the models, one after the other, until they are ready; the step thread */
 void sd_device_load(sd_engine_device_t *d);
 /* none of its models will be ready */
@@ -425,6 +436,8 @@ void sd_queue_init(sd_engine_t *e);
 void sd_queue_free(sd_engine_t *e);         /* no thread is left */
 /* SD_OK, or 503 with the reason; mails QUEUED where it has to wait */
 int sd_queue_add(sd_job_t *job, sd_error_t *err);
+/* SD_ERROR: why a job is refused whose model is not there yet */
+int sd_queue_warming(sd_job_t *job, sd_error_t *err);
 void sd_queue_cancel(sd_job_t *job, sd_cancel_t reason);
 void sd_queue_cancel_locked(sd_job_t *job, sd_cancel_t reason);
 /* the next picture for this device into one of its slots, or 0; the run holds a

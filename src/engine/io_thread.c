@@ -63,6 +63,8 @@ sd_io_thread(void *data)
 
     scanned = 0;
 
+    sd_io_listen(e);
+
     while (!atomic_load(&e->stopping)) {
 
         n = epoll_wait(e->epoll, events, SD_IO_EVENTS,
@@ -103,8 +105,8 @@ sd_io_thread(void *data)
 }
 
 
-/* whether to accept: once the models are opened, until the engine quits, and
- * not for a while after it has failed */
+/* whether to accept: until the engine quits, and not for a while after it has
+ * failed */
 
 static void
 sd_io_listen(sd_engine_t *e)
@@ -114,7 +116,7 @@ sd_io_listen(sd_engine_t *e)
 
     pthread_mutex_lock(&e->lock);
     quit = e->quitting;
-    want = e->opened && !quit;
+    want = !quit;
     pthread_mutex_unlock(&e->lock);
 
     if (e->accept_after > sd_engine_now()) {

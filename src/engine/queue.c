@@ -271,6 +271,43 @@ sd_queue_append_locked(sd_job_t *job)
 }
 
 
+static int
+sd_queue_loading(sd_error_t *err)
+{
+    return sd_error(err, 503, "warming_up", NULL,
+                    "the model is being loaded; try again later");
+}
+
+
+int
+sd_queue_warming(sd_job_t *job, sd_error_t *err)
+{
+    int           reason;
+    sd_engine_t  *e;
+
+    e = job->engine;
+
+    pthread_mutex_lock(&e->lock);
+
+    reason = atomic_load(&job->cancelled);
+
+    if (reason || e->draining) {
+        sd_cancel_error(err, reason ? (sd_cancel_t) reason : SD_CANCEL_DRAIN);
+
+    } else if (e->conf.loading_fails) {
+        (void) sd_queue_loading(err);
+
+    } else {
+        (void) sd_error(err, 503, "queue_full", NULL, "too many requests wait "
+                        "for the model already; try again later");
+    }
+
+    pthread_mutex_unlock(&e->lock);
+
+    return SD_ERROR;
+}
+
+
 int
 sd_queue_add(sd_job_t *job, sd_error_t *err)
 {
@@ -298,6 +335,9 @@ sd_queue_add(sd_job_t *job, sd_error_t *err)
     } else if (job->model->state == SD_MODEL_FAILED) {
         rc = sd_error(err, 503, "model_failed", NULL, "%s",
                       job->model->error.message);
+
+    } else if (job->model->state != SD_MODEL_READY && e->conf.loading_fails) {
+        rc = sd_queue_loading(err);
 
     } else if (e->nwaiting >= e->conf.queue + free) {
         rc = sd_error(err, 503, "queue_full", NULL,
@@ -491,9 +531,11 @@ sd_cancel_error(sd_error_t *err, sd_cancel_t reason)
 void
 sd_queue_cancel_locked(sd_job_t *job, sd_cancel_t reason)
 {
-    int         none, runs;
-    sd_error_t  err;
+    int           none, runs;
+    sd_error_t    err;
+    sd_engine_t  *e;
 
+    e = job->engine;
     none = SD_CANCEL_NONE;
 
     if (reason != SD_CANCEL_CLIENT && reason != SD_CANCEL_STOP
@@ -512,6 +554,11 @@ sd_queue_cancel_locked(sd_job_t *job, sd_cancel_t reason)
     }
 
     if (!job->waiting) {
+
+        if (!e->opened) {
+            pthread_cond_broadcast(&e->encoder_cond);
+        }
+
         return;
     }
 
