@@ -949,7 +949,8 @@ ngx_http_sd_set_device(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
     }
 
     if (sd_check_devices(smcf->devices, (int) smcf->ndevices, &err) != SD_OK) {
-        ngx_conf_log_error(NGX_LOG_EMERG, cf, 0, "%s", err.message);
+        ngx_conf_log_error(NGX_LOG_EMERG, cf, 0, "\"sd_device\": %s",
+                           err.message);
         return NGX_CONF_ERROR;
     }
 

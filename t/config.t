@@ -112,7 +112,7 @@ END
 
 accepted("sd_device $_", http => "sd_model %%MODEL%%;\n sd_device $_;\n")
     for 'auto', 'cpu', 'cuda', 'cuda:0', 'cuda:7', 'cuda:0 cuda:1',
-        'cuda:3 cuda cuda:11';
+        'cuda:3 cuda cuda:11', 'cpu:0';
 
 accepted("sd_$_", http => "sd_model %%MODEL%%;\n sd_$_;\n")
     for 'sizes 512x512', 'sizes 768x512 8x16384', 'cache_path sd_cache';
@@ -183,7 +183,7 @@ for ([ 'sd_threads', 'many' ], [ 'sd_queue', '-1' ], [ 'sd_slots', '' ],
 for ([ 'sd_device', 'tpu' ], [ 'sd_device', 'cuda:' ],
      [ 'sd_device', 'cuda:x' ], [ 'sd_device', 'cuda:01' ],
      [ 'sd_device', 'cuda:-1' ], [ 'sd_device', 'cuda:0 gpu' ],
-     [ 'sd_device', 'cpu:1' ], [ 'sd_sizes', '512' ],
+     [ 'sd_sizes', '512' ],
      [ 'sd_sizes', '512x512 100x100' ], [ 'sd_sizes', '8x99999' ], [ 'sd_precision', 'int4' ],
      [ 'sd_preview', 'jpeg' ], [ 'sd_priority', 'urgent' ], [ 'sd_latent', 'some' ],
      [ 'sd_get', 'yes' ], [ 'sd_pagination', '2' ],
@@ -198,11 +198,20 @@ for ([ 'sd_device', 'tpu' ], [ 'sd_device', 'cuda:' ],
 }
 
 for ([ 'cuda cuda:0', 'there already' ], [ 'cuda:1 cuda:1', 'there already' ],
-     [ 'auto cuda', 'stands alone' ], [ 'cuda cpu', 'stands alone' ])
+     [ 'auto cuda', 'stands alone' ], [ 'cuda cpu', 'stands alone' ],
+     map({ [ $_, 'invalid list of processors' ] }
+         'cpu:', 'cpu:x', 'cpu:0-', 'cpu:1-0', 'cpu:0,', 'cpu:,0', 'cpu:0-0-0',
+         'cpu:-1', 'cpu:1024', 'cpu:0 cpu:'),
+     [ 'cpu:1023', 'there is no processor 1023, as this machine has \d+' ],
+     [ 'cpu:0,0', 'processor 0 is there twice' ],
+     [ 'cpu:' . ('0,' x 40) . '0', 'too long' ],
+     [ 'cpu:0 cpu:0', 'has processors of another one' ],
+     [ 'cpu:0 cuda', 'does not go with' ],
+     [ 'cuda cpu:0', 'does not go with' ], [ 'cpu:0 cpu', 'stands alone|go with' ])
 {
     my ($value, $message) = @$_;
 
-    refused("sd_device $value", qr/$message/,
+    refused("sd_device $value", qr/"sd_device": .*$message/,
         http => "sd_model %%MODEL%%;\n sd_device $value; # here\n");
 }
 

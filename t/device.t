@@ -9,6 +9,7 @@ use strict;
 use File::Copy qw/ copy /;
 use File::Temp qw/ tempdir /;
 use FindBin;
+use POSIX ();
 use Test::More;
 
 use lib "$FindBin::Bin/lib";
@@ -92,6 +93,73 @@ is(picture_size($auto->post('/generate', { %small })->body()), 'jpeg 64x64',
 $auto->stop();
 
 $SD::BUILD = $built;
+
+
+# the cpu, once and twice: where there are two processors one is each one's
+
+my ($first) = slurp('/proc/self/status') =~ /^Cpus_allowed_list:\s*(\d+)/m;
+my ($last) = slurp('/proc/self/status') =~ /^Cpus_allowed_list:.*?(\d+)$/m;
+my @lists = $first == $last ? ("cpu:$first") : ("cpu:$first", "cpu:$last");
+
+my $one = with_device('cpu');
+$one->start();
+my $picture = $one->post('/generate', { %small })->body();
+$one->stop();
+
+my $two = with_device("@lists");
+$two->start();
+
+sub devices {
+    return [ map { "$_->{name} $_->{state} $_->{threads}" }
+             @{json_decode($two->get('/status')->body())->{devices}} ];
+}
+
+wait_for { !grep { !/ready/ } @{devices()} };
+is_deeply(devices(), [ map { "$_ ready 1" } @lists ],
+          'cpu devices, a thread each');
+
+# each thread of a device keeps to its processors
+
+my $engine = json_decode($two->get('/status')->body())->{pid};
+my %bound;
+
+for my $task (glob "/proc/$engine/task/*/status") {
+    my $s = slurp($task);
+    my ($n) = $s =~ /^Name:\s*sd-(?:steps|side)(\d+)$/m or next;
+    my ($list) = $s =~ /^Cpus_allowed_list:\s*(.*)$/m;
+    push @{$bound{$n}}, "cpu:$list";
+}
+
+is_deeply(\%bound, { map { $_ => [ ($lists[$_]) x 2 ] } 0 .. $#lists },
+          'on the processors that were listed');
+
+# the same bytes as of one device, several at a time
+
+my @pictures;
+
+for (1 .. 4) {
+    pipe(my $r, my $w) or die "pipe: $!";
+    my $pid = fork() // die "fork: $!";
+
+    if (!$pid) {
+        binmode $w;
+        print $w $two->post('/generate', { %small })->body();
+        close $w;
+        POSIX::_exit(0);
+    }
+
+    close $w;
+    push @pictures, $r;
+}
+
+for (@pictures) {
+    binmode $_;
+    ok(do { local $/; <$_> } eq $picture, 'the same picture');
+}
+
+1 while wait() != -1;
+
+$two->stop();
 
 
 # sd, found by PATH: its library is beside it, or where the modules are

@@ -5,6 +5,8 @@
  * included.
  */
 
+#define _GNU_SOURCE
+
 #include <errno.h>
 #include <fcntl.h>
 #include <grp.h>
@@ -15,11 +17,13 @@
 #include <sys/fsuid.h>
 #include <unistd.h>
 
+#include "../ops/cpu/cores.h"
 #include "../sd/model.h"
 #include "check.h"
 
 
 #define SD_CHECK_GROUPS  1024
+#define SD_CHECK_NAME    64     /* of sd_device_t */
 
 
 typedef struct {
@@ -155,9 +159,43 @@ sd_check_card(const char *name)
 int
 sd_check_devices(const char *const *names, int n, sd_error_t *err)
 {
-    int  i, k, card;
+    int        i, k, card;
+    cpu_set_t  cores, both, all;
+
+    CPU_ZERO(&all);
 
     for (i = 0; i < n; i++) {
+
+        if (strncmp(names[i], "cpu:", 4) == 0) {
+
+            if (strlen(names[i]) >= SD_CHECK_NAME) {
+                return sd_fail(err, "\"%s\" is too long", names[i]);
+            }
+
+            if (sd_cpu_cores(names[i], &cores, err) != SD_OK) {
+                return SD_ERROR;
+            }
+
+            CPU_AND(&both, &all, &cores);
+
+            if (CPU_COUNT(&both)) {
+                return sd_fail(err, "\"%s\" has processors of another one",
+                               names[i]);
+            }
+
+            if (i && strncmp(names[i - 1], "cpu:", 4) != 0) {
+                return sd_fail(err, "\"%s\" does not go with \"%s\"", names[i],
+                               names[i - 1]);
+            }
+
+            CPU_OR(&all, &all, &cores);
+            continue;
+        }
+
+        if (CPU_COUNT(&all)) {
+            return sd_fail(err, "\"%s\" does not go with \"%s\"", names[i],
+                           names[i - 1]);
+        }
 
         if (strcmp(names[i], "auto") == 0 || strcmp(names[i], "cpu") == 0) {
 
@@ -172,7 +210,8 @@ sd_check_devices(const char *const *names, int n, sd_error_t *err)
 
         if (card == -1) {
             return sd_fail(err, "invalid value \"%s\", must be \"auto\", "
-                           "\"cpu\", \"cuda\" or as \"cuda:1\"", names[i]);
+                           "\"cpu\", \"cuda\", or as \"cuda:1\" or "
+                           "\"cpu:0-3\"", names[i]);
         }
 
         for (k = 0; k < i; k++) {

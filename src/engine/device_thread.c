@@ -27,6 +27,7 @@
 
 static void *sd_step_thread(void *data);
 static void *sd_side_thread(void *data);
+static int sd_device_here(sd_engine_device_t *d, sd_error_t *err);
 static void sd_device_turns(sd_engine_device_t *d, int side);
 static int sd_device_next(sd_engine_device_t *d, int side, sd_run_t **runs);
 static int sd_device_side_locked(sd_engine_device_t *d, sd_run_t **runs);
@@ -106,7 +107,7 @@ sd_step_thread(void *data)
                             &err)
            == SD_OK;
 
-    if (!side) {
+    if (!side || sd_device_here(d, &err) != SD_OK) {
         sd_device_failed(d, &err);
     }
 
@@ -123,9 +124,32 @@ sd_step_thread(void *data)
 }
 
 
+/* both of its threads, to the processors that it may use */
+
+static int
+sd_device_here(sd_engine_device_t *d, sd_error_t *err)
+{
+    int  i;
+
+    for (i = 0; i < 2; i++) {
+        if (d->units[i].device) {
+            return sd_device_bind(d->units[i].device, err);
+        }
+    }
+
+    return SD_OK;
+}
+
+
 static void *
 sd_side_thread(void *data)
 {
+    sd_error_t  err;
+
+    if (sd_device_here(data, &err) != SD_OK) {
+        sd_device_failed(data, &err);
+    }
+
     sd_device_turns(data, 1);
 
     return NULL;

@@ -111,6 +111,18 @@ sd_device_close(sd_device_t *dev)
 
 
 int
+sd_device_bind(sd_device_t *dev, sd_error_t *err)
+{
+    if (dev->ops->bind && dev->ops->bind(dev) != SD_OK) {
+        return sd_fail(err, "none of the processors of \"%s\" may be used",
+                       dev->name);
+    }
+
+    return SD_OK;
+}
+
+
+int
 sd_device_alive(sd_device_t *dev)
 {
     return dev->ops->alive == NULL || dev->ops->alive(dev);

@@ -112,7 +112,7 @@ typedef enum {
 typedef struct {
     const sd_ops_t   *ops;
     sd_precision_t    precision;
-    char              name[64];         /* "cpu", "cuda:0" */
+    char              name[64];         /* "cpu", "cpu:0-3", "cuda:0" */
     char              isa[32];          /* "avx512", "avx2", "baseline"; "sm_90"
                                            */
     char              numerics[96];     /* the numerics id, see DESIGN */
@@ -121,8 +121,9 @@ typedef struct {
 } sd_device_t;
 
 /*
- * name: "cpu", "cuda" or "cuda:N".  For the cpu, threads: 0 for as many as this
- * process may use (affinity and cgroup quota).  The calling thread counts as
+ * name: "cpu", "cuda" or "cuda:N", or as "cpu:0-3,8": those processors alone.
+ * For the cpu, threads: 0 for as many as this process may use (affinity, cgroup
+ * quota, and the list).  The calling thread counts as
  * one of them while it computes; the others are created here with all signals
  * blocked, 8 MB stacks and names.  isa: NULL for the best, or one of "avx512",
  * "avx2", "baseline" (tests).  A cuda device must be opened after fork().
@@ -130,6 +131,10 @@ typedef struct {
 int sd_device_open(sd_device_t **dev, const char *name, int threads,
     sd_precision_t precision, const char *isa, sd_error_t *err);
 void sd_device_close(sd_device_t *dev);
+
+/* the calling thread is to compute on the device, and keeps to its processors
+ * where it has some of its own */
+int sd_device_bind(sd_device_t *dev, sd_error_t *err);
 
 /* 0: it failed for good, and nothing that it is asked for will be done */
 int sd_device_alive(sd_device_t *dev);
@@ -395,6 +400,8 @@ struct sd_ops_s {
     int         (*open)(sd_device_t *dev, int threads, const char *isa,
                         sd_error_t *err);
     void        (*close)(sd_device_t *dev);
+    /* NULL where it does not matter; see sd_device_bind() */
+    int         (*bind)(sd_device_t *dev);
     /* NULL, or load and save; see sd_device_plans(), sd_device_tune() */
     int         (*plans)(sd_device_t *dev, const char *dir, int save,
                          sd_error_t *err);

@@ -41,11 +41,12 @@ int
 sd_device_open(sd_device_t **dev, const char *name, int threads,
     sd_precision_t precision, const char *isa, sd_error_t *err)
 {
-    if (sd_device_open_plain(dev, name, 1, precision, isa, err) != SD_OK) {
+    if (sd_device_open_plain(dev, "cpu", 1, precision, isa, err) != SD_OK) {
         return SD_ERROR;
     }
 
     if (strchr(name, ':')) {
+        strcpy((*dev)->name, name);
         stream_device(*dev);
     }
 

@@ -119,7 +119,7 @@ test(int threads)
     caller_t    *a = &callers[0], *b = &callers[1];
 
     printf("# %d threads\n", threads);
-    ok(sd_pool_create(&pool, threads, &err) == SD_OK, "a pool");
+    ok(sd_pool_create(&pool, threads, "cpu", &err) == SD_OK, "a pool");
 
     init(a, pool);
     init(b, pool);

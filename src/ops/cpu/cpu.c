@@ -186,7 +186,7 @@ sd_cpu_open(sd_device_t *dev, int threads, const char *isa, sd_error_t *err)
                        isa == NULL ? "this cpu" : isa);
     }
 
-    if (sd_pool_create(&cpu->pool, threads, err) != SD_OK) {
+    if (sd_pool_create(&cpu->pool, threads, dev->name, err) != SD_OK) {
         free(cpu);
         return SD_ERROR;
     }
@@ -201,7 +201,7 @@ sd_cpu_open(sd_device_t *dev, int threads, const char *isa, sd_error_t *err)
         snprintf(dev->numerics, sizeof(dev->numerics), "cpu-bf16-%s-2", bf16);
     }
 
-    dev->threads = threads > 0 ? threads : sd_pool_default_threads();
+    dev->threads = sd_pool_threads(cpu->pool);
     dev->impl = cpu;
 
     return SD_OK;
@@ -215,6 +215,13 @@ sd_cpu_close(sd_device_t *dev)
 
     sd_pool_destroy(cpu->pool);
     free(cpu);
+}
+
+
+static int
+sd_cpu_bind(sd_device_t *dev)
+{
+    return sd_pool_bind(((sd_cpu_t *) dev->impl)->pool);
 }
 
 
@@ -622,6 +629,7 @@ const sd_ops_t  sd_ops_cpu = {
 
     .open = sd_cpu_open,
     .close = sd_cpu_close,
+    .bind = sd_cpu_bind,
     .alloc = sd_cpu_alloc,
     .free = sd_cpu_free,
 

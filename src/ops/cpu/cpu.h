@@ -42,8 +42,14 @@ typedef struct sd_pool_s  sd_pool_t;
 /* scratch: 64-byte aligned, SD_SCRATCH bytes, holds what earlier tasks left */
 typedef void (*sd_task_pt)(void *data, int task, char *scratch);
 
-int sd_pool_create(sd_pool_t **pool, int threads, sd_error_t *err);
+/* threads: 0 for all that there are; name: of the device, which may list
+ * processors */
+int sd_pool_create(sd_pool_t **pool, int threads, const char *name,
+    sd_error_t *err);
 void sd_pool_destroy(sd_pool_t *pool);
+int sd_pool_threads(const sd_pool_t *pool);     /* a caller included */
+/* the calling thread is to keep to the processors that are listed */
+int sd_pool_bind(const sd_pool_t *pool);
 
 /* what the process may use: affinity and cgroup quota, at least 1 */
 int sd_pool_default_threads(void);

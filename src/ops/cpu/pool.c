@@ -27,6 +27,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
+#include "cores.h"
 #include "cpu.h"
 
 
@@ -73,6 +74,8 @@ struct sd_pool_s {
     int                 threads;        /* a caller included */
     int                 started;
     sd_thread_t        *thread;         /* [threads - 1] */
+
+    cpu_set_t           cores;          /* of the device; or empty: any */
 
     pthread_mutex_t     mutex;
 
@@ -325,17 +328,26 @@ sd_pool_scratch(void)
 
 
 int
-sd_pool_create(sd_pool_t **out, int threads, sd_error_t *err)
+sd_pool_create(sd_pool_t **out, int threads, const char *name,
+    sd_error_t *err)
 {
-    int              i, rc, scratch;
-    char             name[16];
+    int              i, n, rc, scratch;
+    char             title[16];
     sigset_t         all, old;
     sd_pool_t       *pool;
     sd_thread_t     *t;
+    cpu_set_t        cores;
     pthread_attr_t   attr;
+
+    if (sd_cpu_cores(name, &cores, err) != SD_OK) {
+        return SD_ERROR;
+    }
+
+    n = CPU_COUNT(&cores);
 
     if (threads <= 0) {
         threads = sd_pool_default_threads();
+        threads = n && n < threads ? n : threads;
     }
 
     threads = sd_min(threads, SD_POOL_THREADS);
@@ -348,6 +360,7 @@ sd_pool_create(sd_pool_t **out, int threads, sd_error_t *err)
     memset(pool, 0, sizeof(sd_pool_t));
 
     pool->threads = threads;
+    pool->cores = cores;
 
     pthread_mutex_init(&pool->mutex, NULL);
 
@@ -390,6 +403,10 @@ sd_pool_create(sd_pool_t **out, int threads, sd_error_t *err)
     pthread_attr_init(&attr);
     pthread_attr_setstacksize(&attr, SD_POOL_STACK);
 
+    if (n) {
+        pthread_attr_setaffinity_np(&attr, sizeof(cpu_set_t), &cores);
+    }
+
     rc = 0;
 
     for (i = 0; i < threads - 1; i++) {
@@ -402,8 +419,8 @@ sd_pool_create(sd_pool_t **out, int threads, sd_error_t *err)
 
         pool->started++;
 
-        snprintf(name, sizeof(name), "sd-pool%d", i + 1);
-        pthread_setname_np(t->id, name);
+        snprintf(title, sizeof(title), "sd-pool%d", i + 1);
+        pthread_setname_np(t->id, title);
     }
 
     pthread_attr_destroy(&attr);
@@ -467,6 +484,25 @@ sd_pool_destroy(sd_pool_t *pool)
 
     free(pool->thread);
     free(pool);
+}
+
+
+int
+sd_pool_threads(const sd_pool_t *pool)
+{
+    return pool->threads;
+}
+
+
+int
+sd_pool_bind(const sd_pool_t *pool)
+{
+    if (CPU_COUNT(&pool->cores) == 0) {
+        return SD_OK;
+    }
+
+    return sched_setaffinity(0, sizeof(cpu_set_t), &pool->cores) == 0
+           ? SD_OK : SD_ERROR;
 }
 
 
