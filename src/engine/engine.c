@@ -7,7 +7,6 @@
 
 #include <sched.h>
 #include <signal.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -43,30 +42,6 @@ int64_t
 sd_engine_now(void)
 {
     return (int64_t) sd_engine_clock();
-}
-
-
-void
-sd_engine_log(sd_engine_t *e, sd_log_level_t level, const char *fmt, ...)
-{
-    char     *p, buf[1024];
-    va_list   args;
-
-    if (e->conf.log == NULL) {
-        return;
-    }
-
-    va_start(args, fmt);
-    vsnprintf(buf, sizeof(buf), fmt, args);
-    va_end(args);
-
-    for (p = buf; *p; p++) {
-        if ((unsigned char) *p < 0x20) {
-            *p = ' ';
-        }
-    }
-
-    e->conf.log(e->conf.log_data, level, buf);
 }
 
 
@@ -145,6 +120,7 @@ sd_engine_start(sd_engine_t **ep, const sd_engine_conf_t *conf,
     sd_queue_init(e);
 
     pthread_mutex_init(&e->lock, NULL);
+    pthread_mutex_init(&e->log.lock, NULL);
     pthread_cond_init(&e->device_cond, NULL);
     pthread_cond_init(&e->encoder_cond, NULL);
 
@@ -413,6 +389,7 @@ sd_engine_free(sd_engine_t *e)
     }
 
     sd_devices_free(e);
+    (void) sd_engine_suppressed(e, 1);
     sd_status_stop(e);
 
     if (e->event != -1) {
@@ -429,6 +406,7 @@ sd_engine_free(sd_engine_t *e)
     pthread_cond_destroy(&e->device_cond);
     pthread_cond_destroy(&e->encoder_cond);
     pthread_mutex_destroy(&e->lock);
+    pthread_mutex_destroy(&e->log.lock);
 
     for (k = 0; k < e->conf.ndevices; k++) {
         free((char *) e->conf.devices[k]);

@@ -22,6 +22,7 @@
  *   cost.c            what work will take, by what such work took.
  *   job.c             a job, its mailbox and its outbox.
  *   generation.c      engines before and after this one.
+ *   log.c             lines for the log, not too many.
  *   status.c          what the engine tells about itself, in stats.c's memory.
  *
  * Mail flows device -> encoders -> I/O and never waits: whoever is slow finds a
@@ -298,6 +299,13 @@ struct sd_engine_s {
     sd_stats_t              *own_stats;     /* where nobody gave any, or NULL */
     sd_stats_engine_t       *own_entry;     /* where there was no room */
 
+    struct {
+        pthread_mutex_t      lock;
+        int64_t              since;         /* the first of its lines */
+        int                  lines;
+        unsigned             suppressed;
+    }                        log;
+
     pthread_t                io;
     pthread_t                device;        /* opens all; the first one's */
     pthread_t               *encoders;
@@ -339,8 +347,6 @@ struct sd_engine_s {
 
 int64_t sd_engine_now(void);                /* ms, monotonic */
 double sd_engine_clock(void);               /* the same with fractions */
-void sd_engine_log(sd_engine_t *e, sd_log_level_t level, const char *fmt, ...)
-    __attribute__((format(printf, 3, 4)));
 int sd_engine_thread(pthread_t *t, void *(*main)(void *), void *data,
     const char *name, int n, sd_error_t *err);
 void sd_engine_wake_io(sd_engine_t *e);
@@ -353,6 +359,18 @@ void *sd_device_thread(void *data);         /* the first one */
 /* generation.c; enter: SD_ERROR where the engine stops meanwhile */
 int sd_generation_enter(sd_engine_t *e);
 void sd_generation_leave(sd_engine_t *e);
+
+
+/* log.c */
+
+void sd_engine_log(sd_engine_t *e, sd_log_level_t level, const char *fmt, ...)
+    __attribute__((format(printf, 3, 4)));
+/* of what can be caused without end: no more than so many lines in a while */
+void sd_engine_complain(sd_engine_t *e, sd_log_level_t level, const char *fmt,
+    ...) __attribute__((format(printf, 3, 4)));
+/* says how many were left out, once the while is over, or at the end; whether
+ * there is something to be said later */
+int sd_engine_suppressed(sd_engine_t *e, int end);
 
 
 /* device.c */

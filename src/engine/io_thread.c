@@ -54,7 +54,7 @@ static void sd_io_close(sd_engine_t *e, sd_conn_t *c);
 void *
 sd_io_thread(void *data)
 {
-    int                  i, n;
+    int                  i, n, suppressed;
     int64_t              scanned;
     uint64_t             counter;
     sd_conn_t           *c;
@@ -62,13 +62,15 @@ sd_io_thread(void *data)
     struct epoll_event   events[SD_IO_EVENTS];
 
     scanned = 0;
+    suppressed = 0;
 
     sd_io_listen(e);
 
     while (!atomic_load(&e->stopping)) {
 
         n = epoll_wait(e->epoll, events, SD_IO_EVENTS,
-                       e->conns || e->accept_after ? SD_IO_SCAN : -1);
+                       e->conns || e->accept_after || suppressed
+                       ? SD_IO_SCAN : -1);
 
         for (i = 0; i < n; i++) {
             c = events[i].data.ptr;
@@ -93,6 +95,8 @@ sd_io_thread(void *data)
             scanned = sd_engine_now();
             sd_io_scan(e);
         }
+
+        suppressed = sd_engine_suppressed(e, 0);
 
         sd_io_listen(e);
     }
@@ -203,8 +207,8 @@ sd_io_accept(sd_engine_t *e)
             }
 
             if (errno != EAGAIN) {
-                sd_engine_log(e, SD_LOG_ERR, "accept4() failed: %s",
-                              strerror(errno));
+                sd_engine_complain(e, SD_LOG_ERR, "accept4() failed: %s",
+                                   strerror(errno));
 
                 /* no descriptors, as a rule: ask again when some are back */
                 e->accept_after = sd_engine_now() + SD_IO_REST;
@@ -233,7 +237,7 @@ sd_io_accept(sd_engine_t *e)
         if (c == NULL || c->job == NULL
             || epoll_ctl(e->epoll, EPOLL_CTL_ADD, fd, &ev) == -1)
         {
-            sd_engine_log(e, SD_LOG_ERR, "no memory for a connection");
+            sd_engine_complain(e, SD_LOG_ERR, "no memory for a connection");
 
             if (c && c->job) {
                 sd_job_unref(c->job);
@@ -322,7 +326,8 @@ sd_io_frame(sd_engine_t *e, sd_conn_t *c)
     }
 
     if (n < 0) {
-        sd_engine_log(e, SD_LOG_WARN, "closed a connection: %s", err.message);
+        sd_engine_complain(e, SD_LOG_WARN, "closed a connection: %s",
+                           err.message);
         return SD_ERROR;
     }
 
@@ -334,8 +339,8 @@ sd_io_frame(sd_engine_t *e, sd_conn_t *c)
     job->priority = job->request.location.priority;
 
     if (job->request.location.model >= e->nmodels) {
-        sd_engine_log(e, SD_LOG_ERR, "a request for model %u of %zu",
-                      job->request.location.model, e->nmodels);
+        sd_engine_complain(e, SD_LOG_ERR, "a request for model %u of %zu",
+                           job->request.location.model, e->nmodels);
         return SD_ERROR;
     }
 
@@ -442,8 +447,8 @@ sd_io_read(sd_engine_t *e, sd_conn_t *c)
         }
 
         if (c->complete) {
-            sd_engine_log(e, SD_LOG_WARN, "closed a connection: more than a "
-                          "request");
+            sd_engine_complain(e, SD_LOG_WARN, "closed a connection: more than "
+                               "a request");
             break;
         }
 
@@ -459,8 +464,8 @@ sd_io_read(sd_engine_t *e, sd_conn_t *c)
             }
 
             if (c->framed && c->received > c->expected) {
-                sd_engine_log(e, SD_LOG_WARN, "closed a connection: more than "
-                              "a request");
+                sd_engine_complain(e, SD_LOG_WARN, "closed a connection: more "
+                                   "than a request");
                 break;
             }
 
@@ -673,8 +678,8 @@ sd_io_scan(sd_engine_t *e)
 
         if (!c->complete) {
             if (now - job->arrived > SD_IO_REQUEST) {
-                sd_engine_log(e, SD_LOG_WARN, "closed a connection: its "
-                              "request did not arrive");
+                sd_engine_complain(e, SD_LOG_WARN, "closed a connection: its "
+                                   "request did not arrive");
                 sd_io_close(e, c);
             }
 

@@ -594,8 +594,8 @@ sd_run_fail(sd_engine_device_t *d, sd_run_t *run, const sd_error_t *err)
     pthread_mutex_unlock(&e->lock);
 
     if (first) {
-        sd_engine_log(e, SD_LOG_ERR, "request %s failed: %s", job->info.id,
-                      err->message);
+        sd_engine_complain(e, SD_LOG_ERR, "request %s failed: %s",
+                           job->info.id, err->message);
     }
 
     sd_run_cancelled(d, run);

@@ -20,6 +20,7 @@ typedef struct {
     sd_buf_t             latents;
     int                  started;
     sd_picture_info_t    info;          /* as of START */
+    const char          *numerics;
 } sd_collect_t;
 
 
@@ -119,6 +120,7 @@ sd_json_event(sd_buf_t *out, void *state, const sd_job_info_t *job,
     case SD_EVENT_START:
         c->started = 1;
         c->info = ev->info;
+        c->numerics = ev->numerics;
         return SD_OK;
 
     case SD_EVENT_PREVIEW:
@@ -144,6 +146,7 @@ sd_json_event(sd_buf_t *out, void *state, const sd_job_info_t *job,
 
     start = *ev;
     start.info = c->started ? c->info : job->info;
+    start.numerics = c->numerics ? c->numerics : "";
 
     sd_buf_printf(out, "{\"created\":%lld,", (long long) job->created);
     sd_format_start(out, job, &start);

@@ -326,13 +326,22 @@ fds(void)
 /* the last lines of the log */
 
 static char  log_lines[4096];
-static int   quiet;             /* they are not printed */
+static int   quiet;                 /* they are not printed */
+static int   log_failed;            /* of requests that failed */
+static int   log_suppressed;        /* that there were more, it says */
 
 
 static void
 note(void *data, sd_log_level_t level, const char *message)
 {
     size_t  n = strlen(log_lines);
+
+    if (strstr(message, " failed: ")) {
+        log_failed++;
+
+    } else if (strstr(message, " more warnings ")) {
+        log_suppressed += atoi(message);
+    }
 
     snprintf(log_lines + (n < 3000 ? n : 0), 1024, "%s\n", message);
 

@@ -1139,6 +1139,44 @@ test_death(void)
 }
 
 
+/* what requests can cause without end is not logged without end */
+
+static void
+test_flood(void)
+{
+    int           i, suppressed;
+    answer_t      a = { 0 };
+    sd_engine_t  *e;
+
+    suppressed = atomic_load(&stats->counts[SD_COUNT_SUPPRESSED]);
+
+    e = start(2, 2);
+
+    ask(&a, request(SD_DIALECT_NATIVE, JSON), "{\"prompt\":\"x\"}");
+    is_int(a.status, 200, "before the flood");
+    ok(has(&a, "\"numerics\":\"fake-cpu\""), "numerics in JSON");
+
+    fake_step_fails = 1;
+    log_failed = log_suppressed = 0;
+
+    for (i = 0; i < 100; i++) {
+        ask(&a, request(SD_DIALECT_NATIVE, ""), "{\"prompt\":\"x\"}");
+    }
+
+    is_int(a.status, 500, "requests fail");
+    ok(log_failed < 60, "not all of it is in the log");
+
+    fake_step_fails = 0;
+    sd_engine_stop(e);
+
+    is_int(log_failed + log_suppressed, 100, "but how many there were");
+    is_int(atomic_load(&stats->counts[SD_COUNT_SUPPRESSED]) - suppressed,
+           log_suppressed, "and counted");
+
+    forget(&a);
+}
+
+
 int
 main(void)
 {
@@ -1183,6 +1221,7 @@ main(void)
     test_cards();
     test_no_cards();
     test_death();
+    test_flood();
     test_storm("cuda:0 cuda:1 cuda:2");
     is_int(fake_races, 0, "nor is anything used by two in a storm");
 
