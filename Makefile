@@ -33,7 +33,7 @@ endif
 # to build and run; the tests need more: a browser, and python to drive it
 PKGS      := build-essential nginx nginx-dev libturbojpeg0-dev libcjson-dev \
              libpcre2-dev libutf8proc-dev libpng-dev perl curl
-TEST_PKGS := chromium fonts-dejavu-core python3-venv python3-yaml openssl \
+TEST_PKGS := chromium nodejs fonts-dejavu-core python3-venv python3-yaml openssl \
              ca-certificates prometheus
 
 # libsd.a: everything but the command and nginx's side

@@ -29,7 +29,13 @@
  * A latent part is a safetensors file that holds the whole state of a picture.
  * The last one is kept: error.resume is { latents, step }, and can be given to
  * a later call as the option "resume", to this server or to any other with the
- * same model.  With the option "retries" a cut is mended in this way at once.
+ * same model.
+ *
+ * A picture whose server goes away, in good order or not, is gone on with by
+ * itself, from its last state, or from the beginning with the same seed where
+ * there is none yet: a "resume" event comes, the rest follows, and the picture
+ * is the same.  While servers are full or not there yet, it waits.  The option
+ * "retries" says how often, 0 for never.
  *
  * No dependency; needs fetch, ReadableStream and TextDecoder, so browsers, Deno
  * and Node.js will do.
@@ -42,11 +48,21 @@ const MAX_PART = 256 * 1024 * 1024;
 /* ends of a response after which the rest may be asked for */
 const MENDABLE = ["cut", "draining", "engine_failed"];
 
+/* what it may be told then, when to wait is all that it takes: by our codes, or
+ * by a balancer's status */
+const PASSING = ["unreachable", "queue_full", "warming_up", "no_memory"];
+const PASSING_STATUS = [429, 502, 503, 504];
+
+const RETRIES = 6;
+const PAUSE = 250;              /* ms; twice as long each time, */
+const LONGEST = 8000;           /* up to this */
+
 
 export class SDError extends Error {
 
     /* fields: status (0: not from the server), type, param, code, retryAfter
-     * (seconds, or null), resume ({ latents, step }, or null) */
+     * (seconds, or null), resume ({ latents, step }, or null), again (the
+     * request that leads to the same pictures from the beginning, or null) */
 
     constructor(message, fields = {}) {
         super(message);
@@ -58,6 +74,7 @@ export class SDError extends Error {
         this.code = null;
         this.retryAfter = null;
         this.resume = null;
+        this.again = null;
 
         Object.assign(this, fields);
     }
@@ -66,12 +83,14 @@ export class SDError extends Error {
 
 /*
  * options: signal (AbortSignal), resume ({ latents: Uint8Array, step }),
- * retries (how often a cut may be mended, 0), headers, fetch
+ * retries (how often to ask for the rest of what was cut, 6), headers, fetch
  */
 
 export async function* generate(url, request, options = {}) {
     let resume = options.resume ?? null;
-    let retries = options.retries ?? 0;
+    let retries = options.retries ?? RETRIES;
+    let begun = false;
+    let pause = 0;
 
     for ( ;; ) {
         try {
@@ -79,16 +98,28 @@ export async function* generate(url, request, options = {}) {
             return;
 
         } catch (error) {
-            if (!error.resume || !MENDABLE.includes(error.code)
-                || retries-- <= 0)
+            const mendable = MENDABLE.includes(error.code);
+            const passing = PASSING.includes(error.code)
+                            || PASSING_STATUS.includes(error.status);
+
+            if (!(error instanceof SDError) || !(error.resume || error.again)
+                || !(mendable || begun && passing) || retries-- <= 0)
             {
                 throw error;
             }
 
+            begun = true;
             resume = error.resume;
+            request = error.again ?? request;
+
+            await sleep(Math.max((error.retryAfter ?? 0) * 1000,
+                                 pause * (1 + Math.random()) / 2),
+                        options.signal);
+
+            pause = Math.min(pause * 2 || PAUSE, LONGEST);
         }
 
-        yield { type: "resume", image: 0, step: resume.step };
+        yield { type: "resume", image: 0, step: resume?.step ?? 0 };
     }
 }
 
@@ -102,10 +133,12 @@ async function* attempt(url, request, resume, options) {
     }
 
     let last = resume;      /* the state to go on from after a failure */
-    let images = 1;
+    let again = resume ? null : request;
+    let images = imagesOf(request);
 
     const failure = (message, fields) =>
-        new SDError(message, { ...fields, resume: images == 1 ? last : null });
+        new SDError(message, { ...fields, resume: images == 1 ? last : null,
+                               again });
 
     const response = await (options.fetch ?? globalThis.fetch)(url, {
         method: "POST",
@@ -143,11 +176,22 @@ async function* attempt(url, request, resume, options) {
                                 ...event.data?.error });
             }
 
-            if (event.type == "latent") {
+            images = Math.max(images, event.image + 1);
+
+            if (event.type == "start") {
+                again &&= seeded(again, event.data?.seed);
+
+            } else if (event.type == "latent") {
                 last = { latents: event.bytes, step: event.step };
             }
 
-            images = Math.max(images, event.image + 1);
+            /* one picture begins again or goes on; of several, those that
+             * were seen would come twice */
+
+            if (images > 1 && event.blob || images == 1 && last) {
+                again = null;
+            }
+
             yield event;
         }
 
@@ -343,6 +387,53 @@ function eventOf({ headers, body }) {
     }
 
     return event;
+}
+
+
+/* the request for the pictures that a server has begun, whatever it chose */
+
+function seeded(request, seed) {
+    const { parameters } = request;
+    const asked = request.seed ?? parameters?.seed ?? -1;
+
+    if (asked >= 0 || !Number.isInteger(seed)) {
+        return request;
+    }
+
+    return { ...request, seed,
+             ...parameters && { parameters: { ...parameters,
+                                              seed: undefined } } };
+}
+
+
+function imagesOf(request) {
+    const { n, num_images_per_prompt, parameters } = request;
+
+    return n ?? num_images_per_prompt ?? parameters?.n
+           ?? parameters?.num_images_per_prompt ?? 1;
+}
+
+
+/* rejects with the signal's reason */
+
+function sleep(ms, signal) {
+    return new Promise((resolve, reject) => {
+        const abort = () => {
+            clearTimeout(timer);
+            reject(signal.reason);
+        };
+
+        const timer = setTimeout(() => {
+            signal?.removeEventListener("abort", abort);
+            resolve();
+        }, ms);
+
+        signal?.addEventListener("abort", abort);
+
+        if (signal?.aborted) {
+            abort();
+        }
+    });
 }
 
 

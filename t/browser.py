@@ -452,7 +452,7 @@ def killed(tap, browser, url, both):
 
             const stream = generate("/generate", { prompt: "a hill",
                                                    steps: 100 }, {
-                signal: abort.signal,
+                signal: abort.signal, retries: 0,
                 fetch: async (...args) => {
                     const response = await fetch(...args);
 

@@ -199,7 +199,7 @@ async function events(fetch, options = {}, request = { prompt: "a house" }) {
     const seen = [];
     const error = await thrown(async () => {
         for await (const e of generate("/generate", request,
-                                       { fetch, ...options }))
+                                       { fetch, retries: 0, ...options }))
         {
             seen.push(e);
         }
@@ -292,9 +292,35 @@ async function client() {
     is([seen.length, error.code, error.resume.step], [3, "cut", 1],
        "a cut carries the last latent");
 
-    ({ error } = await events(server(start).fetch, { retries: 3 }));
-    is([error.code, error.resume], ["cut", null],
-       "a cut before the first latent cannot be mended");
+    ({ error } = await events(server(start).fetch));
+    is([error.code, error.resume, error.again.seed], ["cut", null, 7],
+       "a cut before the first latent leaves the seed");
+
+    s = server(concat(start, preview), concat(start, final, "--b--\r\n"));
+    ({ seen, error } = await events(s.fetch, { retries: 1 },
+                                    { prompt: "a house",
+                                      parameters: { seed: -1, steps: 2 } }));
+    is([error, ...seen.map(e => e.type), seen[2].step],
+       [null, "start", "preview", "resume", "start", "final", 0],
+       "and is mended from the beginning");
+    is(s.calls[1].json,
+       { prompt: "a house", parameters: { steps: 2 }, seed: 7 },
+       "by asking for the same picture");
+
+    s = server(start, start, concat(start, final, "--b--\r\n"));
+    ({ seen, error } = await events(s.fetch, { retries: 2 }, { seed: 3 }));
+    is([error, s.calls[2].json.seed, seen.at(-1).type], [null, 3, "final"],
+       "with the seed that was asked for");
+
+    s = server(concat(start, preview), whole);
+    ({ error } = await events(s.fetch, { retries: 1 }, { n: 2 }));
+    is([error?.code, s.calls.length], ["cut", 1],
+       "of several pictures none comes twice");
+
+    s = server(start, whole);
+    ({ error } = await events(s.fetch, { retries: 1 }, { n: 2 }));
+    is([error, s.calls[1].json.seed], [null, 7],
+       "if none was seen, all are asked for again");
 
     s = server(broken, concat(start, final, "--b--\r\n"));
     ({ seen, error } = await events(s.fetch, { retries: 1 },
@@ -314,6 +340,48 @@ async function client() {
     await events(s.fetch, { resume: { latents: latent, step: 1 } });
     is([s.calls[0].json.starting_step, s.calls[0].json.latents],
        [1, toBase64(latent)], "the option \"resume\"");
+
+    /* whoever is asked next may be full, or going, or not there */
+
+    const busy = new Response('{"error":{"message":"full","type":'
+                              + '"server_error","param":null,"code":'
+                              + '"queue_full"}}',
+                              { status: 503, headers: { "Retry-After": "0" } });
+    const gateway = new Response("<html>", { status: 502 });
+
+    s = server(broken, busy, gateway, concat(start, final, "--b--\r\n"));
+
+    let missing = 1;
+    const sometimes = async (...args) => {
+        if (s.calls.length == 1 && missing--) {
+            throw new TypeError("Failed to fetch");
+        }
+
+        return s.fetch(...args);
+    };
+
+    ({ seen, error } = await events(sometimes, { retries: 4 }));
+    is([error, seen.filter(e => e.type == "resume").length,
+        s.calls.at(-1).json.starting_step, seen.at(-1).type],
+       [null, 4, 1, "final"], "who mends a cut waits for a server");
+
+    s = server(broken, new Response("{}", { status: 409 }));
+    ({ error } = await events(s.fetch, { retries: 4 }));
+    is([error.status, s.calls.length], [409, 2], "but takes no for an answer");
+
+    s = server(new Response("{}", { status: 503 }), whole);
+    ({ error } = await events(s.fetch, { retries: 4 }));
+    is([error.status, s.calls.length], [503, 1],
+       "and who has not begun is told at once");
+
+    const leave = new AbortController();
+
+    s = server(broken, new Response("{}", { status: 503, headers: {
+        "Retry-After": "100" } }), whole);
+    setTimeout(() => leave.abort(), 100);
+    ({ error } = await events(s.fetch, { retries: 4, signal: leave.signal }));
+    is([error?.name, s.calls.length], ["AbortError", 2],
+       "aborting ends the waiting, too");
 
     ({ error } = await events(server(concat(start, state,
         part("latent", "application/octet-stream", latent,
