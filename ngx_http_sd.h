@@ -70,6 +70,7 @@ typedef struct {
     ngx_int_t                  threads;
     ngx_int_t                  slots;
     ngx_int_t                  queue;
+    ngx_msec_t                 queue_time;  /* 0: any */
     ngx_uint_t                 loading;     /* 1: fail */
     ngx_uint_t                 reload;      /* 1: wait */
     ngx_msec_t                 drain_timeout;

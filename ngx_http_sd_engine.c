@@ -365,6 +365,7 @@ ngx_http_sd_start_engine(ngx_cycle_t *cycle, ngx_http_sd_main_conf_t *smcf)
     conf.models = smcf->models.elts;
     conf.nmodels = smcf->models.nelts;
     conf.queue = (int) smcf->queue;
+    conf.queue_time = smcf->queue_time;
     conf.slots = (int) smcf->slots;
     conf.heartbeat = (int) smcf->heartbeat;
     conf.stats = smcf->zone->data;

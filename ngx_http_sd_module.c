@@ -46,6 +46,8 @@ static char *ngx_http_sd_set_model(ngx_conf_t *cf, ngx_command_t *cmd,
     void *conf);
 static char *ngx_http_sd_set_device(ngx_conf_t *cf, ngx_command_t *cmd,
     void *conf);
+static char *ngx_http_sd_set_queue(ngx_conf_t *cf, ngx_command_t *cmd,
+    void *conf);
 static char *ngx_http_sd_set_sizes(ngx_conf_t *cf, ngx_command_t *cmd,
     void *conf);
 static char *ngx_http_sd_set_cors(ngx_conf_t *cf, ngx_command_t *cmd,
@@ -228,8 +230,8 @@ static ngx_command_t  ngx_http_sd_commands[] = {
       &ngx_http_sd_slots_bounds },
 
     { ngx_string("sd_queue"),
-      NGX_HTTP_MAIN_CONF|NGX_CONF_TAKE1,
-      ngx_conf_set_num_slot,
+      NGX_HTTP_MAIN_CONF|NGX_CONF_TAKE12,
+      ngx_http_sd_set_queue,
       NGX_HTTP_MAIN_CONF_OFFSET,
       offsetof(ngx_http_sd_main_conf_t, queue),
       &ngx_http_sd_queue_bounds },
@@ -473,6 +475,7 @@ ngx_http_sd_create_main_conf(ngx_conf_t *cf)
      *     smcf->sizes = NULL;
      *     smcf->nsizes = 0;
      *     smcf->cache = NULL;
+     *     smcf->queue_time = 0;
      */
 
     if (ngx_array_init(&smcf->models, cf->pool, 4, sizeof(sd_model_conf_t))
@@ -953,6 +956,48 @@ ngx_http_sd_set_device(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
                            err.message);
         return NGX_CONF_ERROR;
     }
+
+    return NGX_CONF_OK;
+}
+
+
+static char *
+ngx_http_sd_set_queue(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
+{
+    ngx_http_sd_main_conf_t *smcf = conf;
+
+    char        *rv;
+    ngx_int_t    time;
+    ngx_str_t   *value, s;
+
+    rv = ngx_conf_set_num_slot(cf, cmd, conf);
+
+    if (rv != NGX_CONF_OK || cf->args->nelts == 2) {
+        return rv;
+    }
+
+    value = cf->args->elts;
+
+    if (ngx_strncmp(value[2].data, "time=", 5) != 0) {
+        ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,
+                           "invalid parameter \"%V\" of \"sd_queue\"",
+                           &value[2]);
+        return NGX_CONF_ERROR;
+    }
+
+    s.data = value[2].data + 5;
+    s.len = value[2].len - 5;
+
+    time = ngx_parse_time(&s, 0);
+
+    if (time == NGX_ERROR || time == 0) {
+        ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,
+                           "invalid value \"%V\" of \"sd_queue\"",
+                           &value[2]);
+        return NGX_CONF_ERROR;
+    }
+
+    smcf->queue_time = (ngx_msec_t) time;
 
     return NGX_CONF_OK;
 }

@@ -155,6 +155,11 @@ function take(self, event) {
         self.note = event.data?.position > 1
                     ? `${event.data.position - 1} before you in the queue`
                     : "next in the queue";
+
+        if (event.data?.eta >= 1) {
+            self.note += `, about ${Math.round(event.data.eta)} s`;
+        }
+
         break;
 
     case "start":

@@ -18,7 +18,8 @@
  *     image, seed  which of the request's pictures, from 0, and its seed
  *     step, steps  steps done, and of how many
  *     contentType, bytes   the part as it came
- *     data         a JSON part, parsed: position, seed, model, warnings ...
+ *     data         a JSON part, parsed: position, eta (seconds until it
+ *                  begins), seed, model, warnings ...
  *     blob         a picture, as a Blob
  *
  * It throws an SDError for whatever the server has against the request, for an

@@ -79,7 +79,7 @@ accepted('every directive', http => <<'END', server => <<'END');
     sd_device cpu;
     sd_threads 2;
     sd_slots 2;
-    sd_queue 0;
+    sd_queue 0 time=5m;
     sd_drain_timeout 10s;
     sd_zone counters 2m;
     sd_loading fail;
@@ -218,6 +218,12 @@ for ([ 'cuda cuda:0', 'there already' ], [ 'cuda:1 cuda:1', 'there already' ],
 refused('sd_device twice', qr/"sd_device" directive is duplicate/,
     http => "sd_model %%MODEL%%;\n sd_device cpu;\n"
             . " sd_device auto; # here\n");
+
+for (qw/ time= time=0 time=soon 5m /) {
+    refused("sd_queue 64 $_",
+        qr/invalid (?:parameter|value) "\Q$_\E" of "sd_queue"/,
+        http => "sd_model %%MODEL%%;\n sd_queue 64 $_; # here\n");
+}
 
 refused('sd_read_timeout 0', qr/must be greater than zero/,
     http => "sd_model %%MODEL%%;\n sd_read_timeout 0; # here\n");

@@ -174,7 +174,7 @@ ok((wait_for { $t->status()->{queue}{waiting} == 1 } 10),
 
 $w->close();
 $r->close();
-ok((wait_for { $t->status()->{connections} == 1 } 10), 'nothing is left');
+ok((wait_for { $t->status()->{connections} == 0 } 10), 'nothing is left');
 
 
 # a picture that takes too long

@@ -255,7 +255,7 @@ sd_encoder_refuse(sd_job_t *job, const sd_error_t *err)
 
     if (err->status == 503) {
         sd_buf_printf(&headers, "Retry-After: %d\r\n",
-                      sd_queue_retry_after(job->engine));
+                      sd_queue_retry_after(job));
     }
 
     pthread_mutex_lock(&job->engine->lock);
@@ -373,6 +373,11 @@ sd_encoder_request(sd_job_t *job)
         rc = sd_error(&err, 503, "model_failed", NULL, "%s",
                       m->error.message);
 
+    } else if (sd_queue_full(job, &err) != SD_OK) {
+
+        /* some try again at once, and states are long */
+        rc = SD_ERROR;
+
     } else {
         pthread_mutex_lock(&job->engine->lock);
         memcpy(job->report.model, m->model->name, sizeof(job->report.model));
@@ -410,6 +415,10 @@ sd_encoder_request(sd_job_t *job)
 
     if (rc == SD_OK) {
         rc = sd_encoder_info(job, &err);
+    }
+
+    if (rc == SD_OK && job->params.timeout) {
+        atomic_store(&job->deadline, job->arrived + job->params.timeout);
     }
 
     if (rc == SD_OK && r->method == SD_METHOD_HEAD) {
@@ -559,7 +568,7 @@ sd_encoder_event(sd_job_t *job, sd_mail_t *mail)
 
     if (ev->type == SD_EVENT_HEARTBEAT) {
         job->heartbeat = 0;
-        ev->position = sd_queue_position_locked(job);
+        sd_queue_place_locked(job, ev);
     }
 
     if (job->closed || job->ended) {

@@ -62,6 +62,8 @@ typedef struct {
     const sd_model_conf_t   *models;
     size_t                   nmodels;
     int                      queue;         /* jobs that may wait */
+    int64_t                  queue_time;    /* ms that their work may take, on
+                                               all devices; 0: any */
     int                      slots;         /* pictures that run at a time on
                                                a device; 0: 16, on a card 8 */
     int                      encoders;      /* threads; 0: one or two */

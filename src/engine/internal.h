@@ -230,6 +230,7 @@ struct sd_chunk_s {
 struct sd_job_s {
     atomic_int               refs;
     atomic_int               cancelled;     /* sd_cancel_t */
+    _Atomic int64_t          deadline;      /* a time, or 0 */
     sd_engine_t             *engine;
 
     /* I/O thread until the first mail, then immutable */
@@ -270,6 +271,12 @@ struct sd_job_s {
     int                      next_image;    /* the next one to run */
     int                      remaining;     /* images that have not ended */
     int64_t                  admitted;
+    double                   queued;        /* work of its pictures that wait:
+                                               ms of a device */
+    int                      position, told;    /* in the queue, from 1; the
+                                                   one that it knows of */
+    int64_t                  begins;        /* so it seems; 0: who knows */
+    int64_t                  told_at;
     sd_result_t              result;
     sd_frame_info_t          report;        /* for INFO frames */
     sd_mail_t               *mail, **last_mail;
@@ -319,6 +326,7 @@ struct sd_engine_s {
     int                      epoll;
     int                      accepting;     /* the listener is in epoll */
     int64_t                  accept_after;  /* a time, or 0 */
+    int64_t                  told;          /* when the queue was last */
     sd_conn_t               *conns;
     int                      strangers;     /* not logged yet */
     int64_t                  stranger_after;        /* when to log the next */
@@ -336,6 +344,7 @@ struct sd_engine_s {
     int                      draining;
     sd_queue_t               queues[SD_PRIORITIES];
     int                      nwaiting;
+    double                   queued;        /* their work, ms of a device */
     int64_t                  pass;          /* what the furthest one had when
                                                its turn came */
     sd_job_t                *ready, **last_ready;       /* with mail */
@@ -452,6 +461,8 @@ void sd_job_report_locked(sd_job_t *job, sd_buf_t *out);
 
 void sd_queue_init(sd_engine_t *e);
 void sd_queue_free(sd_engine_t *e);         /* no thread is left */
+/* 503, whatever it asks for, which need not be read then */
+int sd_queue_full(sd_job_t *job, sd_error_t *err);
 /* SD_OK, or 503 with the reason; mails QUEUED where it has to wait */
 int sd_queue_add(sd_job_t *job, sd_error_t *err);
 /* SD_ERROR: why a job is refused whose model is not there yet */
@@ -465,14 +476,17 @@ int sd_queue_take_locked(sd_engine_device_t *d);
 void sd_queue_cancel_all_locked(sd_engine_t *e, sd_cancel_t reason);
 /* jobs of a model that could not be loaded */
 void sd_queue_fail(sd_engine_t *e, sd_engine_model_t *m);
-int sd_queue_position_locked(const sd_job_t *job);
+/* where it stands in the queue, if it does, into the event */
+void sd_queue_place_locked(const sd_job_t *job, sd_event_t *ev);
+/* those that wait where they stand, if that has changed; once a second */
+void sd_queue_tell(sd_engine_t *e);
 int sd_queue_running_locked(const sd_engine_t *e);
 /* slots of all devices that have not failed */
 int sd_queue_slots_locked(const sd_engine_t *e);
-/* seconds until the queue should have room again */
-int sd_queue_retry_after(sd_engine_t *e);
+/* seconds until the queue should have room for it */
+int sd_queue_retry_after(sd_job_t *job);
 /* what a job that is cancelled for this reason is told */
-void sd_cancel_error(sd_error_t *err, sd_cancel_t reason);
+int sd_cancel_error(sd_error_t *err, sd_cancel_t reason);
 
 
 /* cost.c: 0 where nothing is known yet, as no device has the model ready */

@@ -19,6 +19,7 @@
 
 #define SD_IO_EVENTS   64
 #define SD_IO_SCAN     100          /* ms between looks at the clocks */
+#define SD_IO_TELL     1000         /* ... between positions in the queue */
 #define SD_IO_TICK     1000         /* at most; the log knows a step by it */
 #define SD_IO_REQUEST  30000        /* ms for a request to arrive */
 #define SD_IO_READ     65536
@@ -337,6 +338,11 @@ sd_io_frame(sd_engine_t *e, sd_conn_t *c)
     job->frame = n;
     job->dialect = sd_dialect(job->request.location.dialect);
     job->priority = job->request.location.priority;
+
+    if (job->request.location.timeout) {
+        atomic_store(&job->deadline,
+                     job->arrived + job->request.location.timeout);
+    }
 
     if (job->request.location.model >= e->nmodels) {
         sd_engine_complain(e, SD_LOG_ERR, "a request for model %u of %zu",
@@ -663,12 +669,17 @@ sd_io_idle(sd_engine_t *e, sd_conn_t *c, int64_t now)
 static void
 sd_io_scan(sd_engine_t *e)
 {
-    int64_t     now, tick;
-    uint32_t    timeout;
+    int64_t     now, tick, deadline;
     sd_job_t   *job;
     sd_conn_t  *c, *next;
 
     now = sd_engine_now();
+
+    if (now - e->told >= SD_IO_TELL) {
+        e->told = now;
+        sd_queue_tell(e);
+    }
+
     tick = e->conf.heartbeat / 3;
     tick = tick < SD_IO_TICK ? tick : SD_IO_TICK;
 
@@ -686,9 +697,9 @@ sd_io_scan(sd_engine_t *e)
             continue;
         }
 
-        timeout = job->request.location.timeout;
+        deadline = atomic_load(&job->deadline);
 
-        if (timeout && now - job->arrived >= timeout) {
+        if (deadline && now >= deadline) {
             sd_queue_cancel(job, SD_CANCEL_TIMEOUT);
         }
 

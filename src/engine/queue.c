@@ -18,6 +18,9 @@
 
 
 #define SD_MAX_RETRY_AFTER  3600
+#define SD_QUEUE_TELL       1000        /* ms between two positions */
+#define SD_QUEUE_LOOK       4096        /* pictures that are looked at */
+#define SD_QUEUE_PLACES     512
 
 
 /* by sd_priority_t: how much a picture that is taken counts against its queue */
@@ -31,6 +34,16 @@ typedef struct {
     int         image[SD_PRIORITIES];
     int64_t     pass[SD_PRIORITIES];
 } sd_queue_walk_t;
+
+
+/* ... and where they will: what is left of that which runs, in ms of a device */
+
+typedef struct {
+    double      left[SD_QUEUE_PLACES];
+    int         n, devices;
+    double      done;                   /* by each place, so far */
+    double      ms;                     /* in which it was */
+} sd_queue_places_t;
 
 
 void
@@ -133,92 +146,273 @@ sd_queue_slots_locked(const sd_engine_t *e)
 }
 
 
-/* work ahead: all pictures that run or wait, in ms of all devices */
+/* the slots of all devices, as far as these take pictures */
 
-static double
-sd_queue_work_locked(sd_engine_t *e)
+static void
+sd_queue_places_locked(sd_queue_places_t *p, const sd_engine_t *e)
 {
-    int                  i, k, devices, image;
-    double               ms;
-    sd_job_t            *job;
-    sd_run_t            *run;
-    sd_queue_walk_t      walk;
-    sd_engine_device_t  *d;
+    int                        i, k;
+    const sd_run_t            *run;
+    const sd_engine_device_t  *d;
 
-    ms = 0;
-    devices = 0;
+    memset(p, 0, sizeof(sd_queue_places_t));
 
     for (k = 0; k < e->ndevices; k++) {
         d = &e->devices[k];
-        devices += d->state == SD_MODEL_READY;
 
-        for (i = 0; i < d->slots; i++) {
+        if (d->state != SD_MODEL_READY) {
+            continue;
+        }
+
+        p->devices++;
+
+        for (i = 0; i < d->slots && p->n < SD_QUEUE_PLACES; i++) {
             run = &d->runs[i];
+            p->left[p->n++] = run->job ? sd_cost_run_locked(run) : 0;
+        }
+    }
+}
 
-            if (run->job) {
-                ms += sd_cost_run_locked(run);
-            }
+
+static void
+sd_queue_places_sift(sd_queue_places_t *p, int i)
+{
+    int     k;
+    double  left;
+
+    left = p->left[i];
+
+    for (k = 2 * i + 1; k < p->n; k = 2 * i + 1) {
+        k += k + 1 < p->n && p->left[k + 1] < p->left[k];
+
+        if (left <= p->left[k]) {
+            break;
+        }
+
+        p->left[i] = p->left[k];
+        i = k;
+    }
+
+    p->left[i] = left;
+}
+
+
+/* a heap, so that who is done first is the first */
+
+static void
+sd_queue_places_sort(sd_queue_places_t *p)
+{
+    int  i;
+
+    for (i = p->n / 2 - 1; i >= 0; i--) {
+        sd_queue_places_sift(p, i);
+    }
+}
+
+
+/* the next picture begins; ms from now.  All that run share the devices */
+
+static double
+sd_queue_places_next(sd_queue_places_t *p, double work)
+{
+    if (p->n == 0) {
+        return 0;
+    }
+
+    p->ms += (p->left[0] - p->done) * p->n / p->devices;
+    p->done = p->left[0];
+
+    p->left[0] += work;
+    sd_queue_places_sift(p, 0);
+
+    return p->ms;
+}
+
+
+/* what the pictures of a job that wait will take is asked for anew now and
+ * then, as one learns */
+
+static void
+sd_queue_weigh_locked(sd_job_t *job, double work)
+{
+    sd_engine_t  *e;
+
+    e = job->engine;
+
+    e->queued += work - job->queued;
+    job->queued = work;
+
+    if (e->nwaiting == 0) {
+        e->queued = 0;
+    }
+}
+
+
+/* when those that wait will begin, and how many before them */
+
+static void
+sd_queue_look_locked(sd_engine_t *e)
+{
+    int                 n, position, image;
+    double              work, ms;
+    int64_t             now;
+    sd_job_t           *job;
+    sd_queue_walk_t     walk;
+    sd_queue_places_t   places;
+
+    now = sd_engine_now();
+    position = 0;
+
+    sd_queue_walk_locked(&walk, e);
+    sd_queue_places_locked(&places, e);
+    sd_queue_places_sort(&places);
+
+    for (n = 0; n < SD_QUEUE_LOOK; n++) {
+        job = sd_queue_walk_next(&walk, &image);
+
+        if (job == NULL) {
+            break;
+        }
+
+        work = sd_cost_job_locked(job);
+        ms = sd_queue_places_next(&places, work);
+
+        if (image == job->next_image) {
+            sd_queue_weigh_locked(job, work * (job->params.images - image));
+        }
+
+        if (image == 0) {
+            job->position = ++position;
+            job->begins = places.n && work ? now + (int64_t) ms : 0;
         }
     }
 
-    sd_queue_walk_locked(&walk, e);
-
-    while ((job = sd_queue_walk_next(&walk, &image)) != NULL) {
-        ms += sd_cost_job_locked(job);
-    }
-
-    return devices ? ms / devices : ms;
+    sd_status_changed_locked(e);
 }
 
 
 /*
- * room comes when one of the jobs ahead is done, so the time of all is divided
- * by their number
+ * Room comes when the next one begins, which is when the first of those that
+ * run is done; and where the time is bounded, when enough of it has passed.
  */
 
 int
-sd_queue_retry_after(sd_engine_t *e)
+sd_queue_retry_after(sd_job_t *job)
 {
-    int     s, n;
-    double  ms;
+    int                 i, s;
+    double              ms, first, over;
+    sd_engine_t        *e;
+    sd_queue_places_t   p;
+
+    e = job->engine;
+    ms = 0;
 
     pthread_mutex_lock(&e->lock);
 
-    n = sd_queue_running_locked(e) + e->nwaiting;
-    ms = sd_queue_work_locked(e) / (n ? n : 1);
+    sd_queue_places_locked(&p, e);
+
+    if (p.n) {
+        first = p.left[0];
+
+        for (i = 1; i < p.n; i++) {
+            first = p.left[i] < first ? p.left[i] : first;
+        }
+
+        ms = first * p.n / p.devices;
+    }
+
+    if (e->conf.queue_time && p.devices) {
+        over = (e->queued + sd_cost_job_locked(job) * job->params.images)
+               / p.devices - e->conf.queue_time;
+        ms = over > ms ? over : ms;
+    }
 
     pthread_mutex_unlock(&e->lock);
 
-    s = ms / 1000 + 1;
+    s = ms / 1000 < SD_MAX_RETRY_AFTER ? ms / 1000 + 1 : SD_MAX_RETRY_AFTER;
 
-    return s > SD_MAX_RETRY_AFTER ? SD_MAX_RETRY_AFTER : s;
+    return s;
 }
 
 
-/* among those whose first picture waits */
-
-int
-sd_queue_position_locked(const sd_job_t *job)
+void
+sd_queue_place_locked(const sd_job_t *job, sd_event_t *ev)
 {
-    int               n, image;
-    sd_job_t         *j;
-    sd_queue_walk_t   walk;
+    int64_t  left;
 
-    n = 0;
+    ev->position = 0;
+    ev->eta = -1;
 
     if (!job->waiting || job->next_image) {
-        return 0;
+        return;
     }
 
-    sd_queue_walk_locked(&walk, job->engine);
+    ev->position = job->position;
 
-    do {
-        j = sd_queue_walk_next(&walk, &image);
-        n += image == 0;
+    if (job->begins) {
+        left = job->begins - sd_engine_now();
+        ev->eta = left > 0 ? left / 1e3 : 0;
+    }
+}
 
-    } while (j != job);
 
-    return n;
+/* where it stands, unless somebody has yet to come to what it was told before */
+
+static void
+sd_queue_tell_locked(sd_job_t *job)
+{
+    sd_mail_t  *mail;
+
+    if (job->mail || job->chunks || !job->params.format->progressive
+        || job->model->state != SD_MODEL_READY)
+    {
+        return;
+    }
+
+    mail = sd_mail_new(SD_EVENT_QUEUED);
+    if (mail == NULL) {
+        return;
+    }
+
+    sd_queue_place_locked(job, &mail->event);
+
+    job->told = mail->event.position;
+    job->told_at = sd_engine_now();
+
+    mail->event.steps = job->report.steps;
+    mail->event.seed = job->report.seed;
+
+    sd_job_mail_locked(job, mail);
+}
+
+
+void
+sd_queue_tell(sd_engine_t *e)
+{
+    int        k;
+    int64_t    now;
+    sd_job_t  *job;
+
+    pthread_mutex_lock(&e->lock);
+
+    if (e->nwaiting) {
+        sd_queue_look_locked(e);
+    }
+
+    now = sd_engine_now();
+
+    for (k = 0; k < SD_PRIORITIES; k++) {
+        for (job = e->queues[k].first; job; job = job->next_waiting) {
+
+            if (job->next_image == 0 && job->position != job->told
+                && now - job->told_at >= SD_QUEUE_TELL)
+            {
+                sd_queue_tell_locked(job);
+            }
+        }
+    }
+
+    pthread_mutex_unlock(&e->lock);
 }
 
 
@@ -241,6 +435,7 @@ sd_queue_remove_locked(sd_job_t *job)
     q->n--;
     job->waiting = 0;
     job->engine->nwaiting--;
+    sd_queue_weigh_locked(job, 0);
     sd_status_changed_locked(job->engine);
 }
 
@@ -272,6 +467,13 @@ sd_queue_append_locked(sd_job_t *job)
 
 
 static int
+sd_queue_free_locked(const sd_engine_t *e)
+{
+    return sd_queue_slots_locked(e) - sd_queue_running_locked(e);
+}
+
+
+static int
 sd_queue_loading(sd_error_t *err)
 {
     return sd_error(err, 503, "warming_up", NULL,
@@ -292,7 +494,8 @@ sd_queue_warming(sd_job_t *job, sd_error_t *err)
     reason = atomic_load(&job->cancelled);
 
     if (reason || e->draining) {
-        sd_cancel_error(err, reason ? (sd_cancel_t) reason : SD_CANCEL_DRAIN);
+        (void) sd_cancel_error(err, reason ? (sd_cancel_t) reason
+                                           : SD_CANCEL_DRAIN);
 
     } else if (e->conf.loading_fails) {
         (void) sd_queue_loading(err);
@@ -308,67 +511,118 @@ sd_queue_warming(sd_job_t *job, sd_error_t *err)
 }
 
 
+static int
+sd_queue_full_locked(const sd_job_t *job, sd_error_t *err)
+{
+    const sd_engine_t  *e;
+
+    e = job->engine;
+
+    if (e->draining) {
+        return sd_cancel_error(err, SD_CANCEL_DRAIN);
+    }
+
+    if (job->model->state == SD_MODEL_FAILED) {
+        return sd_error(err, 503, "model_failed", NULL, "%s",
+                        job->model->error.message);
+    }
+
+    if (job->model->state != SD_MODEL_READY && e->conf.loading_fails) {
+        return sd_queue_loading(err);
+    }
+
+    if (e->nwaiting >= e->conf.queue + sd_queue_free_locked(e)) {
+        return sd_error(err, 503, "queue_full", NULL,
+                        "%d requests wait already; try again later",
+                        e->nwaiting);
+    }
+
+    return SD_OK;
+}
+
+
+int
+sd_queue_full(sd_job_t *job, sd_error_t *err)
+{
+    int  rc;
+
+    pthread_mutex_lock(&job->engine->lock);
+    rc = sd_queue_full_locked(job, err);
+    pthread_mutex_unlock(&job->engine->lock);
+
+    return rc;
+}
+
+
+/* the same by time; one may always wait, whatever it takes */
+
+static int
+sd_queue_long_locked(sd_job_t *job, double work, sd_error_t *err)
+{
+    int           k, devices;
+    sd_engine_t  *e;
+
+    e = job->engine;
+
+    for (k = 0, devices = 0; k < e->ndevices; k++) {
+        devices += e->devices[k].state == SD_MODEL_READY;
+    }
+
+    if (e->conf.queue_time == 0 || devices == 0 || e->nwaiting == 0
+        || e->nwaiting < sd_queue_free_locked(e)
+        || (e->queued + work) / devices <= e->conf.queue_time)
+    {
+        return SD_OK;
+    }
+
+    return sd_error(err, 503, "queue_full", NULL, "%.0f seconds of work wait "
+                    "already; try again later", e->queued / devices / 1000);
+}
+
+
 int
 sd_queue_add(sd_job_t *job, sd_error_t *err)
 {
-    int           rc, free, reason;
-    sd_mail_t    *mail;
+    int           rc, reason;
+    double        work;
     sd_engine_t  *e;
 
     e = job->engine;
     rc = SD_OK;
-    mail = sd_mail_new(SD_EVENT_QUEUED);
 
     pthread_mutex_lock(&e->lock);
 
     reason = atomic_load(&job->cancelled);
-    free = sd_queue_slots_locked(e) - sd_queue_running_locked(e);
+    work = sd_cost_job_locked(job) * job->params.images;
 
     if (reason) {
-        sd_cancel_error(err, reason);
+        rc = sd_cancel_error(err, reason);
+
+    } else if (sd_queue_full_locked(job, err) != SD_OK
+               || sd_queue_long_locked(job, work, err) != SD_OK)
+    {
         rc = SD_ERROR;
-
-    } else if (e->draining) {
-        sd_cancel_error(err, SD_CANCEL_DRAIN);
-        rc = SD_ERROR;
-
-    } else if (job->model->state == SD_MODEL_FAILED) {
-        rc = sd_error(err, 503, "model_failed", NULL, "%s",
-                      job->model->error.message);
-
-    } else if (job->model->state != SD_MODEL_READY && e->conf.loading_fails) {
-        rc = sd_queue_loading(err);
-
-    } else if (e->nwaiting >= e->conf.queue + free) {
-        rc = sd_error(err, 503, "queue_full", NULL,
-                      "%d requests wait already; try again later",
-                      e->nwaiting);
 
     } else {
         job->next_image = 0;
         job->remaining = job->params.images;
 
         sd_queue_append_locked(job);
+        sd_queue_weigh_locked(job, work);
 
         /* who need not wait is told nothing, and before the model is loaded
          * the answer may yet be that it cannot be */
 
-        if (mail && e->nwaiting > free && job->params.format->progressive
-            && job->model->state == SD_MODEL_READY)
-        {
-            mail->event.position = sd_queue_position_locked(job);
-            mail->event.steps = job->report.steps;
-            mail->event.seed = job->report.seed;
-            sd_job_mail_locked(job, mail);
-            mail = NULL;
+        if (e->nwaiting > sd_queue_free_locked(e)) {
+            job->position = e->nwaiting;
+            sd_queue_look_locked(e);
+            sd_queue_tell_locked(job);
         }
 
         pthread_cond_broadcast(&e->device_cond);
     }
 
     pthread_mutex_unlock(&e->lock);
-
-    sd_mail_free(mail);
 
     return rc;
 }
@@ -490,6 +744,8 @@ sd_queue_take_locked(sd_engine_device_t *d)
         sd_queue_remove_locked(job);
 
     } else {
+        sd_queue_weigh_locked(job, job->queued - job->queued
+                              / (job->params.images - run->image));
         sd_job_ref(job);
     }
 
@@ -497,27 +753,24 @@ sd_queue_take_locked(sd_engine_device_t *d)
 }
 
 
-void
+int
 sd_cancel_error(sd_error_t *err, sd_cancel_t reason)
 {
     switch (reason) {
 
     case SD_CANCEL_TIMEOUT:
-        (void) sd_error(err, 504, "timeout", NULL,
-                        "the time that this location allows has passed");
-        break;
+        return sd_error(err, 504, "timeout", NULL,
+                        "the time that it may take has passed");
 
     case SD_CANCEL_DRAIN:
-        (void) sd_error(err, 503, "draining", NULL,
+        return sd_error(err, 503, "draining", NULL,
                         "the server is going away; go on at another one");
-        break;
 
     case SD_CANCEL_FAILED:
-        (void) sd_fail(err, "the request failed");
-        break;
+        return sd_fail(err, "the request failed");
 
     default:
-        (void) sd_error(err, 499, "cancelled", NULL,
+        return sd_error(err, 499, "cancelled", NULL,
                         "the request was cancelled");
     }
 }
@@ -568,7 +821,7 @@ sd_queue_cancel_locked(sd_job_t *job, sd_cancel_t reason)
     sd_queue_remove_locked(job);
 
     if (runs == 0 && reason != SD_CANCEL_CLIENT && reason != SD_CANCEL_STOP) {
-        sd_cancel_error(&err, reason);
+        (void) sd_cancel_error(&err, reason);
         sd_job_error_locked(job, &err);
     }
 

@@ -94,6 +94,11 @@ const sd_field_t  sd_fields[SD_FIELDS] = {
     [SD_FIELD_STARTING_STEP] =
     { "starting_step", NULL, SD_TYPE_INTEGER, 0, 1000, "as the state says",
       "The step that `latents` stands at. 0: it is initial noise." },
+
+    [SD_FIELD_TIMEOUT] =
+    { "timeout", NULL, SD_TYPE_NUMBER, 0, 86400, "the location's",
+      "Seconds that it may take, waiting included: then it ends with the state "
+      "reached. At most the location's; 0: that." },
 };
 
 

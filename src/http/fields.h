@@ -44,6 +44,7 @@ typedef enum {
     SD_FIELD_LATENT,
     SD_FIELD_LATENTS,
     SD_FIELD_STARTING_STEP,
+    SD_FIELD_TIMEOUT,
     SD_FIELDS
 } sd_field_id_t;
 

@@ -176,6 +176,17 @@ sd_format_start(sd_buf_t *out, const sd_job_info_t *job, const sd_event_t *ev)
 
 
 void
+sd_format_queued(sd_buf_t *out, const sd_event_t *ev)
+{
+    sd_buf_printf(out, "\"position\":%d", ev->position);
+
+    if (ev->position && ev->eta >= 0) {
+        sd_buf_printf(out, ",\"eta\":%.1f", ev->eta);
+    }
+}
+
+
+void
 sd_format_state(sd_buf_t *out, const sd_event_t *ev)
 {
     sd_buf_printf(out, "{\"image\":%d,\"step\":%d,\"steps\":%d,"

@@ -46,6 +46,7 @@ typedef struct {
     sd_latent_t          latent;            /* NONE, LAST, ALL */
     int                  run_steps;         /* stop after so many; 0: all */
     int                  resumed;           /* has latents */
+    uint32_t             timeout;           /* ms; 0: the location's */
 
     char                 warnings[SD_MAX_WARNINGS + 4][160];
     int                  nwarnings;
@@ -75,6 +76,8 @@ typedef struct {
     uint64_t            seed;           /* this image's */
     int                 index;          /* of this image's previews, from 0 */
     int                 position;       /* in the queue, from 1; 0: runs */
+    double              eta;            /* seconds until it begins; -1: who
+                                           knows; where it waits */
     int                 ends;           /* this image's last event */
     int                 last;           /* the response's last event */
     uint32_t            queue_time;     /* ms from request to admission */
@@ -195,6 +198,8 @@ void sd_format_start(sd_buf_t *out, const sd_job_info_t *job,
     const sd_event_t *ev);
 /* ["...", ...] */
 void sd_format_warnings(sd_buf_t *out, const sd_job_params_t *p);
+/* "position":1,"eta":2.5; no braces */
+void sd_format_queued(sd_buf_t *out, const sd_event_t *ev);
 /* one element of a dialect's states */
 void sd_format_state(sd_buf_t *out, const sd_event_t *ev);
 void sd_job_text(sd_buf_t *out, const sd_job_info_t *job,

@@ -92,8 +92,10 @@ sd_multipart_event(sd_buf_t *out, void *state, const sd_job_info_t *job,
 
     case SD_EVENT_QUEUED:
     case SD_EVENT_HEARTBEAT:
-        sd_buf_printf(&b, "{\"event\":\"%s\",\"position\":%d}",
-                      ev->position ? "queued" : "heartbeat", ev->position);
+        sd_buf_printf(&b, "{\"event\":\"%s\",",
+                      ev->position ? "queued" : "heartbeat");
+        sd_format_queued(&b, ev);
+        sd_buf_puts(&b, "}");
         sd_multipart_part(out, job, ev,
                           ev->position ? "queued" : "heartbeat",
                           "application/json", b.data, b.len, 0);

@@ -4,6 +4,7 @@
  * encoder threads.
  */
 
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -255,6 +256,11 @@ sd_job_numbers(sd_job_params_t *p, const sd_field_values_t *v,
     s->guidance = sd_given(v, SD_FIELD_GUIDANCE)
                   ? v->value[SD_FIELD_GUIDANCE].number : SD_DEFAULT_GUIDANCE;
 
+    /* rounded up: 0 is no time at all */
+    p->timeout = sd_given(v, SD_FIELD_TIMEOUT)
+                 ? (uint32_t) ceil(v->value[SD_FIELD_TIMEOUT].number * 1000)
+                 : 0;
+
     p->images = sd_job_integer(v, SD_FIELD_IMAGES, 1);
     s->images = p->images;
 
@@ -386,6 +392,12 @@ sd_job_limits(const sd_job_params_t *p, const sd_location_t *l,
     if (l->max_images && p->images > (int64_t) l->max_images) {
         return sd_error(err, 400, "invalid_value", "num_images_per_prompt",
                         "at most %u pictures are allowed here", l->max_images);
+    }
+
+    if (l->timeout && p->timeout > l->timeout) {
+        return sd_error(err, 400, "invalid_value", "timeout",
+                        "at most %g seconds are allowed here",
+                        l->timeout / 1000.0);
     }
 
     if (p->format->single && p->images > 1) {

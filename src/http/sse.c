@@ -118,7 +118,8 @@ sd_sse_event(sd_buf_t *out, void *state, const sd_job_info_t *job,
 
     case SD_EVENT_QUEUED:
         sd_sse_begin(out, s, "queued");
-        sd_buf_printf(out, ",\"position\":%d", ev->position);
+        sd_buf_puts(out, ",");
+        sd_format_queued(out, ev);
         sd_sse_end(out);
         break;
 

@@ -30,6 +30,7 @@ static struct sockaddr_un  addr;
 static socklen_t           addrlen;
 static int                 listener;
 static sd_precision_t      precision;       /* of models */
+static int64_t             queue_time;
 static sd_stats_t         *stats;           /* of all engines */
 static uint64_t            cycle;           /* the last one's */
 
@@ -418,6 +419,7 @@ start_devices(const char *devices, const char *path, int queue, int slots)
     conf.models = &model;
     conf.nmodels = 1;
     conf.queue = queue;
+    conf.queue_time = queue_time;
     conf.slots = slots;
     conf.heartbeat = 300;
     conf.peer = peer;

