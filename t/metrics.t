@@ -189,8 +189,8 @@ for (split /\n/, $text) {
 
 my ($table) = slurp("$SD::TOP/README.md") =~ /^<!-- metrics:.*?\n(.*?)^<!-- /ms;
 
-is($table, join('', map { "$_\n" } '| metric | type | |', '|---|---|---|', @rows),
-   'the table in README');
+is($table, join('', map { "$_\n" } '| metric | type | |', '|---|---|---|',
+                                    @rows), 'the table in README');
 
 
 # a reload

@@ -240,6 +240,25 @@ sd_job_answer(sd_job_t *job, int status, const char *content_type,
 }
 
 
+/* how a request ends that does not end well; one that others are to go on with
+ * has not failed */
+
+static sd_result_t
+sd_encoder_result_locked(const sd_job_t *job, const sd_error_t *err)
+{
+    if (err->status == 504) {
+        return SD_RESULT_TIMEOUT;
+    }
+
+    if (job->admitted == 0) {
+        return SD_RESULT_REJECTED;
+    }
+
+    return strcmp(err->code, "draining") == 0 ? SD_RESULT_HANDOFF
+                                              : SD_RESULT_ERROR;
+}
+
+
 /* an error before the header: the dialect's JSON */
 
 static void
@@ -259,9 +278,7 @@ sd_encoder_refuse(sd_job_t *job, const sd_error_t *err)
     }
 
     pthread_mutex_lock(&job->engine->lock);
-    sd_job_result_locked(job, err->status, err->status == 504 ? SD_RESULT_TIMEOUT
-                              : job->admitted ? SD_RESULT_ERROR
-                              : SD_RESULT_REJECTED);
+    sd_job_result_locked(job, err->status, sd_encoder_result_locked(job, err));
     pthread_mutex_unlock(&job->engine->lock);
 
     sd_job_answer(job, err->status, "application/json", &headers, &body);
@@ -457,17 +474,6 @@ sd_encoder_ending(sd_job_t *job, sd_buf_t *out)
 }
 
 
-static sd_result_t
-sd_encoder_result(const sd_event_t *ev)
-{
-    if (ev->type != SD_EVENT_ERROR && ev->type != SD_EVENT_HANDOFF) {
-        return SD_RESULT_OK;
-    }
-
-    return ev->error.status == 504 ? SD_RESULT_TIMEOUT : SD_RESULT_ERROR;
-}
-
-
 /*
  * Where there is nothing to send yet, the event was collected, and out is left
  * empty.  A response that begins here begins with HEADER.
@@ -504,7 +510,11 @@ sd_encoder_frames(sd_job_t *job, const sd_event_t *ev, sd_chunk_t *chunk,
     first = !job->header;
 
     if (ev->last) {
-        sd_job_result_locked(job, 200, sd_encoder_result(ev));
+        sd_job_result_locked(job, 200,
+                             ev->type != SD_EVENT_ERROR
+                             && ev->type != SD_EVENT_HANDOFF
+                             ? SD_RESULT_OK
+                             : sd_encoder_result_locked(job, &ev->error));
     }
 
     if (first) {

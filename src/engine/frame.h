@@ -147,7 +147,7 @@ typedef struct {
 
 typedef struct {
     char       status[16];          /* ok, error, cancelled, timeout, rejected,
-                                       running, queued */
+                                       handoff, running, queued */
     char       model[64];
     uint32_t   step, steps;
     uint64_t   seed;

@@ -20,7 +20,7 @@
 
 
 const char  *sd_result_names[SD_RESULTS] = {
-    "running", "ok", "error", "cancelled", "timeout", "rejected"
+    "running", "ok", "error", "cancelled", "timeout", "rejected", "handoff"
 };
 
 
@@ -683,7 +683,7 @@ sd_metrics_requests(sd_stats_t *s, sd_buf_t *out)
     int       i, k;
     uint64_t  n;
 
-    static const int  usual[SD_RESULTS] = { -1, 200, 500, 499, 504, 503 };
+    static const int  usual[SD_RESULTS] = { -1, 200, 500, 499, 504, 503, 503 };
 
     sd_metric(out, "sd_requests_total", "counter",
               "Requests by their answer's status, and how they ended.");

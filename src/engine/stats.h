@@ -51,6 +51,7 @@ typedef enum {
     SD_RESULT_CANCELLED,
     SD_RESULT_TIMEOUT,
     SD_RESULT_REJECTED,
+    SD_RESULT_HANDOFF,          /* with its state, as the server goes away */
     SD_RESULTS
 } sd_result_t;
 

@@ -1083,10 +1083,12 @@ test_drain(sd_engine_t *e)
     ok(has(&a, "\"resumable\":true"), "with its state");
     ok(has(&a, "\"code\":\"draining\""), "as draining");
     ok(memcmp(a.body.data + a.body.len - 4, "--\r\n", 4) == 0, "in order");
+    is_str(a.info.status, "handoff", "which is not an error");
 
     forget(&a);
     finish(fd[1], &a);
     is_int(a.status, 503, "what collects gets a 503");
+    is_str(a.info.status, "handoff", "and is no error either");
     ok(has(&a, "\"states\":[{\"image\":0,"), "with its state");
     ok(strstr(a.headers, "Retry-After: ") != NULL, "Retry-After");
 

@@ -160,7 +160,7 @@ test_requests(void)
     is_int(metric("sd_requests_total{code=\"200\",result=\"timeout\"}"), -1,
            "but not all");
     ok(strstr(status(1), "\"requests\":{\"ok\":2,\"error\":0,\"cancelled\":0,"
-              "\"timeout\":0,\"rejected\":3}") != NULL, "summed in the status");
+              "\"timeout\":0,\"rejected\":3,\"handoff\":0}") != NULL, "summed in the status");
 }
 
 
