@@ -35,6 +35,18 @@ our $BUILD = abs_path($ENV{SD_BUILD} // "$TOP/build");
 our $NGINX = $ENV{TEST_NGINX_BINARY} // '/usr/sbin/nginx';
 our $MODEL = "$TOP/model";
 
+# SD_SANITIZED=address, thread: the module is built so, nginx is not; what it
+# wants is loaded in front of nginx, and reports go into files that stop() finds
+
+our $SANITIZED = $ENV{SD_SANITIZED} // '';
+our $RUNTIME = '';
+
+if ($SANITIZED ne '') {
+    my $name = { address => 'libasan.so', thread => 'libtsan.so' }->{$SANITIZED}
+        or die "no sanitizer \"$SANITIZED\"\n";
+    chomp($RUNTIME = `gcc -print-file-name=$name`);
+}
+
 my $json = JSON::PP->new->canonical->allow_nonref;
 
 sub json_decode { return $json->decode($_[0]) }
@@ -165,9 +177,14 @@ sub configure {
     my $workers = $o{main} && $o{main} =~ /worker_processes/ ? ''
                   : 'worker_processes 1;';
 
+    my $env = $SANITIZED eq '' ? ''
+              : 'env LD_PRELOAD; env ASAN_OPTIONS; env TSAN_OPTIONS; '
+                . 'env UBSAN_OPTIONS;';
+
     my $conf = $o{conf} // <<"END";
 $user
 $workers
+$env
 load_module $BUILD/ngx_http_sd_module.so;
 pid %%DIR%%/nginx.pid;
 error_log %%DIR%%/error.log info;
@@ -214,25 +231,37 @@ sub port {
 }
 
 
-sub nginx {
+sub run {
     my ($self, @args) = @_;
 
     my $d = $self->{dir};
-    my $log = "$d/output";
+
+    open STDOUT, '>', "$d/output";
+    open STDERR, '>&', \*STDOUT;
+
+    if ($SANITIZED ne '') {
+        $ENV{LD_PRELOAD} = $RUNTIME;
+        $ENV{ASAN_OPTIONS} = "detect_leaks=0:log_path=$d/sanitizer";
+        $ENV{TSAN_OPTIONS} = "suppressions=$TOP/t/lib/tsan:halt_on_error=0:"
+                             . "exitcode=0:log_path=$d/sanitizer";
+        $ENV{UBSAN_OPTIONS} = "print_stacktrace=1:log_path=$d/sanitizer";
+    }
+
+    exec $NGINX, '-p', $d, '-c', "$d/nginx.conf", '-e', "$d/error.log", @args;
+    exit 127;
+}
+
+
+sub nginx {
+    my ($self, @args) = @_;
 
     my $pid = fork() // die "fork: $!";
 
-    if ($pid == 0) {
-        open STDOUT, '>', $log;
-        open STDERR, '>&', \*STDOUT;
-        exec $NGINX, '-p', $d, '-c', "$d/nginx.conf", '-e', "$d/error.log",
-             @args;
-        exit 127;
-    }
+    $self->run(@args) if $pid == 0;
 
     waitpid $pid, 0;
 
-    return ($? >> 8, slurp($log));
+    return ($? >> 8, slurp("$self->{dir}/output"));
 }
 
 
@@ -259,13 +288,7 @@ sub start {
     if ($o{foreground}) {
         my $pid = fork() // die "fork: $!";
 
-        if ($pid == 0) {
-            open STDOUT, '>', "$self->{dir}/output";
-            open STDERR, '>&', \*STDOUT;
-            exec $NGINX, '-p', $self->{dir}, '-c', "$self->{dir}/nginx.conf",
-                 '-e', "$self->{dir}/error.log", '-g', $o{foreground};
-            exit 127;
-        }
+        $self->run('-g', $o{foreground}) if $pid == 0;
 
         $self->{child} = $pid;
 
@@ -376,6 +399,11 @@ sub stop {
     @bad = grep { $_ !~ $o{except} } @bad if $o{except};
 
     is(join("\n", @bad), '', 'no alerts in the log');
+
+    my @reports = map { slurp($_) } glob "$self->{dir}/sanitizer.*";
+
+    is(join("\n", @reports), '', 'no report of the sanitizer')
+        if $SANITIZED ne '';
 }
 
 
