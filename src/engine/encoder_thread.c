@@ -406,7 +406,7 @@ sd_encoder_request(sd_job_t *job)
     }
 
     /* all that is needed of it has been copied, and a body may be large */
-    sd_buf_free(&job->input);
+    sd_job_input_free(job);
 
     if (rc == SD_OK && job->params.format->reconnects && r->last_event_id.len)
     {

@@ -236,6 +236,7 @@ struct sd_job_s {
     /* I/O thread until the first mail, then immutable */
     sd_buf_t                 input;         /* the frame and the body */
     size_t                   frame;         /* bytes of the frame */
+    size_t                   large;         /* ... of a body, in e->bodies */
     sd_request_t             request;       /* points into input */
     sd_engine_model_t       *model;
     const sd_dialect_t      *dialect;
@@ -321,6 +322,8 @@ struct sd_engine_s {
     atomic_int               stopping;
     atomic_int               leaving;
     atomic_int               active;        /* connections */
+    atomic_size_t            bodies;        /* bytes of large ones that are read
+                                               or were not parsed yet */
 
     /* I/O thread */
     int                      epoll;
@@ -328,6 +331,7 @@ struct sd_engine_s {
     int64_t                  accept_after;  /* a time, or 0 */
     int64_t                  told;          /* when the queue was last */
     sd_conn_t               *conns;
+    int                      parked;        /* those that wait for e->bodies */
     int                      strangers;     /* not logged yet */
     int64_t                  stranger_after;        /* when to log the next */
 
@@ -431,6 +435,7 @@ void sd_run_cancelled(sd_engine_device_t *d, sd_run_t *run);
 sd_job_t *sd_job_new(sd_engine_t *e);
 void sd_job_ref(sd_job_t *job);
 void sd_job_unref(sd_job_t *job);
+void sd_job_input_free(sd_job_t *job);      /* all of it has been parsed */
 
 sd_mail_t *sd_mail_new(sd_event_type_t type);
 void sd_mail_free(sd_mail_t *mail);

@@ -23,6 +23,7 @@
 #define SD_IO_TICK     1000         /* at most; the log knows a step by it */
 #define SD_IO_REQUEST  30000        /* ms for a request to arrive */
 #define SD_IO_READ     65536
+#define SD_IO_BODIES   (128 * 1024 * 1024)      /* at a time, but for one */
 #define SD_IO_REST     500          /* ms without accept() after a failure */
 #define SD_IO_REPEAT   10000        /* ms between lines about strangers */
 
@@ -33,6 +34,7 @@ struct sd_conn_s {
     int           writing;          /* EPOLLOUT is asked for */
     int           complete;         /* the request is here */
     int           framed;           /* ... its frame at least */
+    int           parked;           /* its body has to wait */
     uint64_t      expected;         /* bytes of frame and body */
     uint64_t      received;
     int64_t       last;             /* when something was last sent, */
@@ -48,6 +50,7 @@ static void sd_io_accept(sd_engine_t *e);
 static void sd_io_read(sd_engine_t *e, sd_conn_t *c);
 static void sd_io_write(sd_engine_t *e, sd_conn_t *c);
 static void sd_io_wake(sd_engine_t *e);
+static void sd_io_unpark(sd_engine_t *e);
 static void sd_io_scan(sd_engine_t *e);
 static void sd_io_close(sd_engine_t *e, sd_conn_t *c);
 
@@ -91,6 +94,7 @@ sd_io_thread(void *data)
         }
 
         sd_io_wake(e);
+        sd_io_unpark(e);
 
         if (sd_engine_now() - scanned >= SD_IO_SCAN) {
             scanned = sd_engine_now();
@@ -298,6 +302,8 @@ sd_io_close(sd_engine_t *e, sd_conn_t *c)
         c->next->prev = c->prev;
     }
 
+    e->parked -= c->parked;
+
     /* close() also takes it out of epoll */
     close(c->fd);
     sd_chunk_free(c->chunk);
@@ -408,6 +414,74 @@ sd_io_request(sd_engine_t *e, sd_conn_t *c)
 }
 
 
+/*
+ * Large bodies are read as long as there is room for them, so that clients
+ * cannot fill the memory with what is not even parsed.  Room is made as they
+ * are; nginx has the others in files meanwhile.
+ */
+
+static int
+sd_io_room(sd_engine_t *e, sd_conn_t *c)
+{
+    size_t  size, bodies;
+
+    size = c->job->request.body_length;
+
+    if (size <= SD_IO_READ || c->refused.status || c->job->large) {
+        return 1;
+    }
+
+    bodies = atomic_load(&e->bodies);
+
+    if (bodies && bodies + size > SD_IO_BODIES) {
+        return 0;
+    }
+
+    atomic_fetch_add(&e->bodies, size);
+    c->job->large = size;
+
+    return 1;
+}
+
+
+static void
+sd_io_park(sd_engine_t *e, sd_conn_t *c, int parked)
+{
+    struct epoll_event   ev;
+
+    c->parked = parked;
+    c->last = sd_engine_now();
+    e->parked += parked ? 1 : -1;
+
+    ev.events = EPOLLRDHUP|(parked ? 0 : EPOLLIN);
+    ev.data.ptr = c;
+    epoll_ctl(e->epoll, EPOLL_CTL_MOD, c->fd, &ev);
+}
+
+
+/* the oldest first; new connections are at the list's head */
+
+static void
+sd_io_unpark(sd_engine_t *e)
+{
+    sd_conn_t  *c, *oldest;
+
+    while (e->parked) {
+        oldest = NULL;
+
+        for (c = e->conns; c; c = c->next) {
+            oldest = c->parked ? c : oldest;
+        }
+
+        if (!sd_io_room(e, oldest)) {
+            return;
+        }
+
+        sd_io_park(e, oldest, 0);
+    }
+}
+
+
 static void
 sd_io_read(sd_engine_t *e, sd_conn_t *c)
 {
@@ -418,7 +492,9 @@ sd_io_read(sd_engine_t *e, sd_conn_t *c)
 
     in = &c->job->input;
 
-    for ( ;; ) {
+    /* the only thing that is to be heard of one that is parked is its end */
+
+    for ( ; !c->parked; ) {
         p = over;
         size = sizeof(over);
 
@@ -477,6 +553,11 @@ sd_io_read(sd_engine_t *e, sd_conn_t *c)
 
             if (!c->framed && in->len > SD_MAX_REQUEST) {
                 break;
+            }
+
+            if (c->framed && !sd_io_room(e, c)) {
+                sd_io_park(e, c, 1);
+                return;
             }
         }
 
@@ -688,7 +769,7 @@ sd_io_scan(sd_engine_t *e)
         job = c->job;
 
         if (!c->complete) {
-            if (now - job->arrived > SD_IO_REQUEST) {
+            if (!c->parked && now - c->last > SD_IO_REQUEST) {
                 sd_engine_complain(e, SD_LOG_WARN, "closed a connection: its "
                                    "request did not arrive");
                 sd_io_close(e, c);

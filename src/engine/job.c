@@ -68,8 +68,23 @@ sd_job_unref(sd_job_t *job)
     sd_picture_destroy(job->picture);
     sd_job_params_free(&job->params);
     sd_buf_free(&job->states);
-    sd_buf_free(&job->input);
+    sd_job_input_free(job);
     free(job);
+}
+
+
+void
+sd_job_input_free(sd_job_t *job)
+{
+    sd_buf_free(&job->input);
+
+    if (job->large) {
+        atomic_fetch_sub(&job->engine->bodies, job->large);
+        job->large = 0;
+
+        /* others may be read now */
+        sd_engine_wake_io(job->engine);
+    }
 }
 
 

@@ -7,8 +7,13 @@
 
 #include <pthread.h>
 
+#include <sys/resource.h>
+
 #include "client.h"
 #include "fake.h"
+
+
+#define BODIES  12              /* of the largest that may be */
 
 
 static sd_engine_t *
@@ -351,6 +356,76 @@ test_refusals(void)
     is_int(a.status, 400, "an empty body");
 
     forget(&a);
+}
+
+
+/* many large bodies at a time, all of which want to be read first: some wait,
+ * as the engine does not hold them all */
+
+static void
+test_bodies(sd_engine_t *e)
+{
+    int             i, fd[BODIES], left, before;
+    char           *blank;
+    size_t          sent[BODIES] = { 0 };
+    ssize_t         n;
+    sd_buf_t        b = { 0 };
+    answer_t        a = { 0 };
+    sd_error_t      err;
+    sd_request_t    r;
+    struct rusage   ru;
+
+    blank = malloc(SD_MAX_BODY);
+    memset(blank, ' ', SD_MAX_BODY);
+
+    getrusage(RUSAGE_SELF, &ru);
+    before = ru.ru_maxrss / 1024;
+
+    r = request(SD_DIALECT_NATIVE, "");
+    r.body_length = SD_MAX_BODY;
+    sd_frame_request(&b, cookie, &r, &err);
+
+    for (i = 0; i < BODIES; i++) {
+        fd[i] = socket(AF_UNIX, SOCK_STREAM|SOCK_CLOEXEC, 0);
+        (void) !connect(fd[i], (struct sockaddr *) &addr, addrlen);
+        (void) !send(fd[i], b.data, b.len, MSG_NOSIGNAL);
+    }
+
+    /* one leaves while it waits, or while it is read */
+    close(fd[BODIES - 1]);
+
+    /* as much of each as it takes, in turns */
+
+    do {
+        for (i = 0, left = 0; i < BODIES - 1; i++) {
+            n = send(fd[i], blank, SD_MAX_BODY - sent[i],
+                     MSG_NOSIGNAL|MSG_DONTWAIT);
+            sent[i] += n > 0 ? n : 0;
+            left += sent[i] < SD_MAX_BODY;
+        }
+
+        nap(1);
+    } while (left);
+
+    for (i = 0; i < BODIES - 1; i++) {
+        finish(fd[i], &a);
+        is_int(a.status, 400, "a large body is answered");
+        forget(&a);
+    }
+
+    getrusage(RUSAGE_SELF, &ru);
+    printf("# %d bodies of %d MB: %ld MB after %d\n", BODIES,
+           SD_MAX_BODY >> 20, ru.ru_maxrss / 1024, before);
+
+#ifndef __SANITIZE_ADDRESS__
+    ok(ru.ru_maxrss / 1024 < before + 300, "but not all at a time");
+#endif
+
+    idle(e);
+    is_int(sd_engine_active(e), 0, "and none is left");
+
+    sd_buf_free(&b);
+    free(blank);
 }
 
 
@@ -1542,6 +1617,7 @@ main(void)
     test_json();
     test_sagemaker();
     test_refusals();
+    test_bodies(e);
     test_cookie(e);
     test_queue(e);
     test_cancel(e);
