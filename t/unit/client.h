@@ -287,6 +287,36 @@ count(const answer_t *a, const char *s)
 }
 
 
+/* the pictures of a multipart answer, three at most, in the images' order */
+
+static void UNUSED
+finals(const answer_t *a, sd_buf_t *out)
+{
+    int      i;
+    char    *p, *s, *end, *head, line[64];
+    size_t   n;
+
+    for (i = 0; i < 3; i++) {
+        snprintf(line, sizeof(line), "\r\nSD-Image: %d\r\n", i);
+
+        for (p = a->body.data, end = p + a->body.len;
+             (p = memmem(p, end - p, "Content-Length: ", 16)) != NULL;
+             p = s + 4 + n)
+        {
+            head = p;
+            n = strtoul(p + 16, NULL, 10);
+            s = memmem(head, end - head, "\r\n\r\n", 4);
+
+            if (memmem(head, s - head, "SD-Event: final\r\n", 17)
+                && memmem(head, s + 2 - head, line, strlen(line)))
+            {
+                sd_buf_append(out, s + 4, n);
+            }
+        }
+    }
+}
+
+
 /* what a busy machine adds: parts and events that say that nothing happens */
 
 static int UNUSED

@@ -54,36 +54,6 @@ sd_device_open(sd_device_t **dev, const char *name, int threads,
 }
 
 
-/* the pictures of a multipart answer, and their states, in the images' order */
-
-static void
-finals(const answer_t *a, sd_buf_t *out)
-{
-    int      i;
-    char    *p, *s, *end, *head, line[64];
-    size_t   n;
-
-    for (i = 0; i < 3; i++) {
-        snprintf(line, sizeof(line), "\r\nSD-Image: %d\r\n", i);
-
-        for (p = a->body.data, end = p + a->body.len;
-             (p = memmem(p, end - p, "Content-Length: ", 16)) != NULL;
-             p = s + 4 + n)
-        {
-            head = p;
-            n = strtoul(p + 16, NULL, 10);
-            s = memmem(head, end - head, "\r\n\r\n", 4);
-
-            if (memmem(head, s - head, "SD-Event: final\r\n", 17)
-                && memmem(head, s + 2 - head, line, strlen(line)))
-            {
-                sd_buf_append(out, s + 4, n);
-            }
-        }
-    }
-}
-
-
 static void
 same(const answer_t *a, const sd_buf_t *whole, const char *name, int i)
 {
