@@ -436,7 +436,8 @@ install: all
 	test ! -f $(BUILD)/sd_cuda.so \
 	    || put 644 $(BUILD)/sd_cuda.so $(NGINX_MODULES)/sd_cuda.so; \
 	put 755 $(BUILD)/sd $(PREFIX)/bin/sd; \
-	for f in $$(find model html conf/examples conf/errors.conf \
+	for f in $$(find model html conf/errors.conf conf/log.conf \
+	                conf/examples conf/monitoring \
 	                -name train -prune -o -type f -print); \
 	do \
 	    put 644 $$f $(PREFIX)/share/sd/$$f; \

@@ -74,7 +74,7 @@ sub serve {
     $conf =~ s{/usr/local/share/sd/html}{$SD::TOP/html};
     $conf =~ s{/tmp/sd/}{$dir/sd/}g;
     $conf =~ s{mime\.types}{/etc/nginx/mime.types};
-    $conf =~ s{errors\.conf}{$SD::TOP/conf/errors.conf};
+    $conf =~ s{include (errors|log)\.conf}{include $SD::TOP/conf/$1.conf}g;
     $conf =~ s{www-data}{root} if $> == 0;
 
     open my $f, '>', "$dir/nginx.conf" or die "$!";
@@ -238,7 +238,10 @@ same($parts[-1]{body}, $alone, 'TERM: with the same bytes');
 ok($r->complete(), 'TERM: whole');
 
 is(scalar(ended()), 0, 'TERM: the exit status is 0');
-like(slurp("$t->{dir}/stdout"), qr{POST /invocations 200 }, 'the access log');
+
+my @log = map { json_decode($_) } split /\n/, slurp("$t->{dir}/stdout");
+ok((grep { $_->{uri} eq '/invocations' && $_->{status} == 200 } @log),
+   'the access log');
 
 $t->stop();
 

@@ -109,7 +109,7 @@ same($parts[-1]{body}, $whole, 'TERM: what runs is finished');
 is($c->ended(), 0, 'TERM: it ends with 0');
 
 my $output = slurp($c->{output});
-like($output, qr{^\S+ \[.*\] POST /generate 200 }m, 'requests on stdout');
+like($output, qr{^\{.*"uri":"/generate","status":200,}m, 'requests on stdout');
 like($output, qr/\[notice\].* is ready/, 'the log on stderr');
 unlike($output, qr/\[(?:alert|emerg|crit)\]/, 'no alerts');
 
