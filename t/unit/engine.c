@@ -1185,6 +1185,72 @@ test_drain(sd_engine_t *e)
 }
 
 
+/* who runs in the middle of it: each format's own way to say where it stands */
+
+static void
+test_handoffs(void)
+{
+    int            fd, i, n;
+    char           body[128];
+    answer_t       a = { 0 };
+    sd_engine_t   *e;
+    sd_request_t   r;
+
+    static const struct {
+        const char  *format, *body, *has, *without;
+        int          status, sagemaker;
+    } tests[] = {
+        { "multipart", "", "SD-Event: handoff", "SD-Event: error", 200, 0 },
+        { "multipart", ",\"latent\":\"none\"", "SD-Event: latent",
+          "SD-Event: error", 200, 0 },
+        { "sse", "", "event: handoff\n", "event: error", 200, 0 },
+        { "sse", "", "event: latent\n", "completed", 200, 0 },
+        { "mjpeg", "", "image/jpeg", "application/json", 200, 0 },
+        { "json", "", "\"states\":[{\"image\":0,", "b64_json", 503, 0 },
+        { "jpeg", "", "\"states\":[{\"image\":0,", "b64_json", 503, 0 },
+        { "png", "", "\"code\":\"draining\"", "b64_json", 503, 0 },
+        { "json", "", "\"code\":\"draining\"", "images", 503, 1 }
+    };
+
+    fake_step_ms = 20;
+
+    n = sizeof(tests) / sizeof(tests[0]);
+
+    for (i = 0; i < n; i++) {
+        e = start(4, 3);
+
+        r = request(tests[i].sagemaker ? SD_DIALECT_SAGEMAKER
+                                       : SD_DIALECT_NATIVE, "*/*");
+        snprintf(body, sizeof(body), "{\"prompt\":\"x\",\"steps\":100,"
+                 "\"format\":\"%s\"%s}", tests[i].format, tests[i].body);
+        fd = send_request(&r, body);
+
+        fake_steps = 0;
+
+        while (fake_steps < 3) {
+            nap(1);
+        }
+
+        sd_engine_drain(e);
+
+        forget(&a);
+        finish(fd, &a);
+
+        is_int(a.status, tests[i].status, tests[i].format);
+        ok(has(&a, tests[i].has), "%s: %s", tests[i].format, tests[i].has);
+        ok(!has(&a, tests[i].without), "%s: not %s", tests[i].format,
+           tests[i].without);
+        ok(a.ended, "%s: in good order", tests[i].format);
+
+        sd_engine_stop(e);
+    }
+
+    log_lines[0] = '\0';
+    fake_step_ms = 1;
+    forget(&a);
+}
+
+
 static void
 test_failures(void)
 {
@@ -1631,6 +1697,8 @@ main(void)
     e = start(4, 3);
     test_drain(e);
     sd_engine_stop(e);
+
+    test_handoffs();
 
     test_priorities();
     test_positions();
