@@ -5,7 +5,8 @@
  * residual, bias, in that order (the other order would be compiled at run time,
  * for seconds).  1x1 convolutions are matrix products.  What is enlarged by
  * nearest x2 first is that in memory, but on Hopper, where it is enlarged to
- * exactly twice its size: see conv_up.cu.
+ * exactly twice its size: see conv_up.cu.  There the UNet's own are ours, too:
+ * see conv_sm90.cu.
  *
  * On Hopper its engines' bits depend on the depth of a slice (32 or 64) and on
  * whether the depth is split, and on nothing else: tile, cluster and batch do
@@ -344,7 +345,38 @@ const sd_cuda_kind_t  sd_cuda_convs = {
 };
 
 
-/* y = conv(x), x one packed tensor of w's channels */
+/* d as our own kernels take it */
+
+static void
+sd_conv_own(sd_cuda_conv_t *c, sd_tensor_t y, const sd_conv2d_t *d)
+{
+    sd_cuda_packed_t  p;
+
+    sd_cuda_packed(d->w, &p);
+
+    memset(c, 0, sizeof(*c));
+
+    c->y = y.data;
+    c->x = d->x.data;
+    c->x2 = d->x2.data;
+    c->w = d->w->data;
+    c->bias = (sd_half_t *) ((char *) d->w->data + p.bias);
+    c->residual = d->residual.data;
+    c->n = d->x.n;
+    c->h = d->x.h;
+    c->wd = d->x.w;
+    c->c = d->x.c;
+    c->c2 = sd_empty(&d->x2) ? 0 : d->x2.c;
+    c->oh = y.h;
+    c->ow = y.w;
+    c->k = y.c;
+    c->r = d->w->r;
+    c->stride = d->w->stride;
+    c->upsample = d->w->upsample;
+}
+
+
+/* by cuDNN */
 
 static int
 sd_conv_library(sd_context_t *cx, sd_tensor_t y, const sd_conv2d_t *d,
@@ -388,6 +420,36 @@ sd_conv_library(sd_context_t *cx, sd_tensor_t y, const sd_conv2d_t *d,
 }
 
 
+/* y = conv(x), x one packed tensor of w's channels, as large as d sees it */
+
+static int
+sd_conv_packed(sd_context_t *cx, sd_tensor_t y, const sd_conv2d_t *d,
+    const sd_tensor_t *x)
+{
+    sd_cuda_conv_t         c;
+    const sd_cuda_chip_t  *chip;
+
+    chip = &sd_cuda_of(cx)->device->chip;
+
+    sd_conv_own(&c, y, d);
+
+    c.x = x->data;
+    c.x2 = NULL;
+    c.h = x->h;
+    c.wd = x->w;
+    c.c = x->c;
+    c.c2 = 0;
+    c.upsample = 0;
+
+    if (!sd_cuda_conv_sm90_takes(chip, &c)) {
+        return sd_conv_library(cx, y, d, x);
+    }
+
+    return sd_cuda_done(cx, sd_cuda_conv_sm90(sd_cuda_stream(cx), chip, &c),
+                        "conv_sm90");
+}
+
+
 /* 1x1: a product, or two where there are two inputs */
 
 static int
@@ -423,37 +485,6 @@ sd_conv_product(sd_context_t *cx, sd_tensor_t y, const sd_conv2d_t *d)
     g.ldx = d->x2.c;
 
     return sd_cuda_gemm(cx, &g);
-}
-
-
-/* d as our own kernels take it */
-
-static void
-sd_conv_own(sd_cuda_conv_t *c, sd_tensor_t y, const sd_conv2d_t *d)
-{
-    sd_cuda_packed_t  p;
-
-    sd_cuda_packed(d->w, &p);
-
-    memset(c, 0, sizeof(*c));
-
-    c->y = y.data;
-    c->x = d->x.data;
-    c->x2 = d->x2.data;
-    c->w = d->w->data;
-    c->bias = (sd_half_t *) ((char *) d->w->data + p.bias);
-    c->residual = d->residual.data;
-    c->n = d->x.n;
-    c->h = d->x.h;
-    c->wd = d->x.w;
-    c->c = d->x.c;
-    c->c2 = sd_empty(&d->x2) ? 0 : d->x2.c;
-    c->oh = y.h;
-    c->ow = y.w;
-    c->k = y.c;
-    c->r = d->w->r;
-    c->stride = d->w->stride;
-    c->upsample = d->w->upsample;
 }
 
 
@@ -524,7 +555,7 @@ sd_cuda_conv2d(sd_context_t *cx, sd_tensor_t y, const sd_conv2d_t *d)
     }
 
     if (sd_empty(&t)) {
-        return sd_conv_library(cx, y, d, &d->x);
+        return sd_conv_packed(cx, y, d, &d->x);
     }
 
     done = 0;
@@ -549,7 +580,7 @@ sd_cuda_conv2d(sd_context_t *cx, sd_tensor_t y, const sd_conv2d_t *d)
     rc = sd_cuda_done(cx, e, "upsample or concat");
 
     if (rc == SD_OK) {
-        rc = sd_conv_library(cx, y, d, &t);
+        rc = sd_conv_packed(cx, y, d, &t);
     }
 
     sd_free(cx, &t);

@@ -78,64 +78,6 @@ namespace {
 
 #ifdef HOPPER
 
-/* primitives, beside those of sm90.cuh */
-
-
-static __device__ __forceinline__ uint32_t
-cluster_rank(void)
-{
-    uint32_t  r;
-
-    asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(r));
-
-    return r;
-}
-
-
-static __device__ __forceinline__ void
-cluster_sync(void)
-{
-    asm volatile("barrier.cluster.arrive.release.aligned;\n"
-                 "barrier.cluster.wait.acquire.aligned;" ::: "memory");
-}
-
-
-/* to the same place of the cluster's blocks, and their barriers */
-
-static __device__ __forceinline__ void
-box_load_all(uint32_t to, const CUtensorMap *map, uint32_t barrier, int a,
-    int b, int c, int d)
-{
-    asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.tile"
-                 ".mbarrier::complete_tx::bytes.multicast::cluster "
-                 "[%0], [%1, {%3, %4, %5, %6}], [%2], %7;"
-                 :: "r"(to), "l"(map), "r"(barrier), "r"(a), "r"(b), "r"(c),
-                    "r"(d), "h"((uint16_t) ((1 << CLUSTER) - 1))
-                 : "memory");
-}
-
-
-static __device__ __forceinline__ void
-box_store_group(const CUtensorMap *map, uint32_t from, int a, int b, int c, int d)
-{
-    asm volatile("cp.async.bulk.tensor.4d.global.shared::cta.tile.bulk_group "
-                 "[%0, {%2, %3, %4, %5}], [%1];\n"
-                 "cp.async.bulk.commit_group;"
-                 :: "l"(map), "r"(from), "r"(a), "r"(b), "r"(c), "r"(d)
-                 : "memory");
-}
-
-
-/* until all groups of stores but the latest N have read shared memory */
-
-template <int N>
-static __device__ __forceinline__ void
-box_groups_wait(void)
-{
-    asm volatile("cp.async.bulk.wait_group.read %0;" :: "n"(N) : "memory");
-}
-
-
 /* a matrix in shared memory of rows of 128 bytes, swizzled by as much */
 
 static __device__ __forceinline__ uint64_t
@@ -147,7 +89,6 @@ matrix(uint32_t at)
 
 
 #define R8(d, i)   R4(d, i), R4(d, i + 4)
-#define R64(d, i)  R16(d, i), R16(d, i + 16), R16(d, i + 32), R16(d, i + 48)
 
 #define T(n)    "%" #n "0, %" #n "1, %" #n "2, %" #n "3, %" #n "4, "          \
                 "%" #n "5, %" #n "6, %" #n "7, %" #n "8, %" #n "9"
@@ -204,16 +145,6 @@ settled(float *d)
     }
 }
 
-
-/* four 8x8 matrices; lane 8 i + j has the address of row j of matrix i */
-
-static __device__ __forceinline__ void
-store_matrices(uint32_t at, uint32_t a, uint32_t b, uint32_t c, uint32_t d)
-{
-    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], "
-                 "{%1, %2, %3, %4};"
-                 :: "r"(at), "r"(a), "r"(b), "r"(c), "r"(d) : "memory");
-}
 
 #endif
 
@@ -359,11 +290,10 @@ conv_up(const __grid_constant__ up_t u)
 
                 barrier_wait(wempty + ws.at * 8, ws.parity ^ 1);
                 barrier_expect(wfull + ws.at * 8, L::W);
-                box_load_all(weights + ws.at * L::W
-                                      + rank * (L::W / CLUSTER), &u.w,
-                                      wfull + ws.at * 8, col, i % 2 * 2 + j,
-                                      p.columns + rank * (COLS / CLUSTER),
-                                      p.phase);
+                box_load_to((1 << CLUSTER) - 1,
+                            weights + ws.at * L::W + rank * (L::W / CLUSTER),
+                            &u.w, wfull + ws.at * 8, col, i % 2 * 2 + j,
+                            p.columns + rank * (COLS / CLUSTER), p.phase);
                 ws.next();
 
                 if (i % 2) {

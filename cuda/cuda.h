@@ -5,9 +5,10 @@
  *
  * device.c is cards and contexts, memory and transfers, recordings, and the
  * table of operations.  An operation picks its kernel: convolutions are
- * cuDNN's (conv.c), matrix products cublasLt's (gemm.c), but for GEGLU's on
- * Hopper, which is ours; attention is ours, or two products with a softmax
- * between for wide heads (attention.c), everything else is ours (kernels.h).
+ * cuDNN's (conv.c), matrix products cublasLt's (gemm.c), but for the UNet's 3x3
+ * and GEGLU's on Hopper, which are ours; attention is ours, or two products
+ * with a softmax between for wide heads (attention.c), everything else is ours
+ * (kernels.h).
  *
  * What a library computes is a *plan*: an algorithm for one shape, chosen once
  * a device by timing (tune.c) and kept.  Algorithms sum in different orders, so

@@ -158,13 +158,6 @@ glu(float value, float gate)
 }
 
 
-static __device__ __forceinline__ void
-cluster_sync(void)
-{
-    asm volatile("barrier.cluster.arrive.aligned;\n"
-                 "barrier.cluster.wait.aligned;" ::: "memory");
-}
-
 #endif
 
 

@@ -123,6 +123,7 @@ typedef struct {
     sd_half_t            *y;
     const sd_half_t      *x, *x2, *w, *bias, *residual;
     int                   n, h, wd, c, c2, oh, ow, k, r, stride, upsample;
+    int                   way;      /* conv_sm90's alone */
 } sd_cuda_conv_t;
 
 cudaError_t sd_cuda_conv_direct(cudaStream_t s, const sd_cuda_chip_t *chip,
@@ -136,6 +137,20 @@ cudaError_t sd_cuda_conv_direct(cudaStream_t s, const sd_cuda_chip_t *chip,
  */
 int sd_cuda_conv_up_takes(const sd_cuda_chip_t *chip, const sd_cuda_conv_t *d);
 cudaError_t sd_cuda_conv_up(cudaStream_t s, const sd_cuda_chip_t *chip,
+    const sd_cuda_conv_t *d);
+
+
+/*
+ * conv_sm90.cu: a 3x3 convolution of a UNet's shapes; takes() says whether
+ * there is a kernel for this chip and d, whose n does not matter
+ * way: 0, its choice; else of SD_CUDA_CONV_WAYS: those that fit the shape give
+ * the same bits, the others cudaErrorInvalidValue
+ */
+#define SD_CUDA_CONV_WAYS  16
+
+int sd_cuda_conv_sm90_takes(const sd_cuda_chip_t *chip,
+    const sd_cuda_conv_t *d);
+cudaError_t sd_cuda_conv_sm90(cudaStream_t s, const sd_cuda_chip_t *chip,
     const sd_cuda_conv_t *d);
 
 

@@ -153,6 +153,41 @@ group_sync(int id)
 }
 
 
+/* the blocks of a cluster */
+
+static __device__ __forceinline__ int
+cluster_rank(void)
+{
+    int  r;
+
+    asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(r));
+
+    return r;
+}
+
+
+static __device__ __forceinline__ void
+cluster_arrive(void)
+{
+    asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+}
+
+
+static __device__ __forceinline__ void
+cluster_wait(void)
+{
+    asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+
+
+static __device__ __forceinline__ void
+cluster_sync(void)
+{
+    cluster_arrive();
+    cluster_wait();
+}
+
+
 static __device__ __forceinline__ void
 map_prefetch(const CUtensorMap *map)
 {
@@ -204,6 +239,19 @@ box_load_to(int mask, uint32_t to, const CUtensorMap *map, uint32_t barrier,
 
 
 static __device__ __forceinline__ void
+box_load_to(int mask, uint32_t to, const CUtensorMap *map, uint32_t barrier,
+    int column, int head, int row, int sample)
+{
+    asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.tile"
+                 ".mbarrier::complete_tx::bytes.multicast::cluster "
+                 "[%0], [%1, {%3, %4, %5, %6}], [%2], %7;"
+                 :: "r"(to), "l"(map), "r"(barrier), "r"(column), "r"(head),
+                    "r"(row), "r"(sample), "h"((uint16_t) mask)
+                 : "memory");
+}
+
+
+static __device__ __forceinline__ void
 box_store(const CUtensorMap *map, uint32_t from, int column, int head,
     int row, int sample)
 {
@@ -221,6 +269,27 @@ static __device__ __forceinline__ void
 box_store_fence(void)
 {
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
+
+/* a store that is a group of its own */
+
+static __device__ __forceinline__ void
+box_store_group(const CUtensorMap *map, uint32_t from, int column, int head,
+    int row, int sample)
+{
+    box_store(map, from, column, head, row, sample);
+    asm volatile("cp.async.bulk.commit_group;" ::: "memory");
+}
+
+
+/* until all groups of stores but the latest n have read shared memory */
+
+template <int n>
+static __device__ __forceinline__ void
+box_groups_wait(void)
+{
+    asm volatile("cp.async.bulk.wait_group.read %0;" :: "n"(n) : "memory");
 }
 
 
@@ -260,6 +329,7 @@ wgmma_wait(void)
 
 #define R4(d, i)   "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
 #define R16(d, i)  R4(d, i), R4(d, i + 4), R4(d, i + 8), R4(d, i + 12)
+#define R64(d, i)  R16(d, i), R16(d, i + 16), R16(d, i + 32), R16(d, i + 48)
 
 #define N8(a, b, c, d, e, f, g, h)                                            \
     "%" #a ", %" #b ", %" #c ", %" #d ", %" #e ", %" #f ", %" #g ", %" #h
@@ -310,6 +380,17 @@ static __device__ __forceinline__ void
 store_4(uint32_t at, uint32_t x)
 {
     asm volatile("st.shared.b32 [%0], %1;" :: "r"(at), "r"(x) : "memory");
+}
+
+
+/* four 8x8 matrices; lane 8 i + j has the address of row j of matrix i */
+
+static __device__ __forceinline__ void
+store_matrices(uint32_t at, uint32_t a, uint32_t b, uint32_t c, uint32_t d)
+{
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], "
+                 "{%1, %2, %3, %4};"
+                 :: "r"(at), "r"(a), "r"(b), "r"(c), "r"(d) : "memory");
 }
 
 

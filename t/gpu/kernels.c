@@ -825,6 +825,150 @@ test_conv_up(int h, int w, int c, int k)
 }
 
 
+/* a kernel's every way to do it, which are to give the same bits */
+
+static void
+test_conv_sm90(int h, int w, int c, int k, int residual)
+{
+    int              i, j, a, b, n, y, x, m, way, ways, same;
+    double           s, worst = 0;
+    size_t           at, in, one, weights;
+    sd_half_t       *hx, *hw, *hb, *hr, *out, *first;
+    cudaError_t      rc;
+    sd_cuda_conv_t   d;
+
+    static const int  batches[] = { 2, 1, 5, 16 };
+
+    if (chip.arch != 90) {
+        return;
+    }
+
+    memset(&d, 0, sizeof(d));
+
+    in = (size_t) h * w * c;
+    one = (size_t) h * w * k;
+    weights = (size_t) k * 9 * c;
+
+    hx = halves(2 * in, 1);
+    hw = halves(weights, 1 / sqrtf((float) c));
+    hb = halves(k, 1);
+    hr = halves(2 * one, 1);
+    first = NULL;
+    same = 1;
+    ways = 0;
+
+    d.w = device(weights * 2, hw);
+    d.bias = device(k * 2, hb);
+    d.h = d.oh = h;
+    d.wd = d.ow = w;
+    d.c = c;
+    d.k = k;
+    d.r = 3;
+    d.stride = 1;
+
+    for (j = 0; j < 4; j++) {
+        n = batches[j];
+
+        sd_half_t  *dx = device(in * 2 * n, NULL);
+        sd_half_t  *dy = device(one * 2 * n, NULL);
+        sd_half_t  *dr = device(one * 2 * n, NULL);
+
+        for (i = 0; i < n; i++) {
+            must(cudaMemcpy(dx + i * in, hx + i % 2 * in, in * 2,
+                            cudaMemcpyHostToDevice), "copy");
+            must(cudaMemcpy(dr + i * one, hr + i % 2 * one, one * 2,
+                            cudaMemcpyHostToDevice), "copy");
+        }
+
+        d.n = n;
+        d.x = dx;
+        d.y = dy;
+        d.residual = residual ? dy : NULL;
+
+        if (!sd_cuda_conv_sm90_takes(&chip, &d)) {
+            ok(0, "conv_sm90 takes %dx%dx%d to %d", h, w, c, k);
+            exit(1);
+        }
+
+        for (way = 0; way <= SD_CUDA_CONV_WAYS; way++) {
+            d.way = way;
+
+            must(residual ? cudaMemcpyAsync(dy, dr, one * 2 * n,
+                                            cudaMemcpyDeviceToDevice, stream)
+                          : cudaMemsetAsync(dy, 0xff, one * 2 * n, stream),
+                 "copy");
+
+            rc = sd_cuda_conv_sm90(stream, &chip, &d);
+
+            if (way && rc == cudaErrorInvalidValue) {
+                continue;
+            }
+
+            must(rc, "conv_sm90");
+            out = host(dy, one * 2 * n);
+            ways += way > 0;
+
+            for (at = 0; at < one * n; at++) {
+                same &= (out[at] & 0x7c00) != 0x7c00;
+            }
+
+            if (first == NULL) {
+                first = out;
+                continue;
+            }
+
+            for (i = 0; i < n; i++) {
+                same &= memcmp(first + i % 2 * one, out + i * one, one * 2)
+                        == 0;
+            }
+
+            free(out);
+        }
+
+        cudaFree(dx);
+        cudaFree(dy);
+        cudaFree(dr);
+    }
+
+    for (i = 0; i < 3000; i++) {
+        at = i < 300 ? (size_t) i : any(2 * one);
+        m = at % k;
+        x = at / k % w;
+        y = at / k / w % h;
+        s = value(hb[m]) + (residual ? value(hr[at]) : 0);
+
+        for (a = -1; a < 2; a++) {
+            for (b = -1; b < 2; b++) {
+                if (y + a < 0 || x + b < 0 || y + a >= h || x + b >= w) {
+                    continue;
+                }
+
+                for (j = 0; j < c; j++) {
+                    s += (double) value(hx[at / one * in
+                                           + ((size_t) (y + a) * w + x + b) * c
+                                           + j])
+                         * value(hw[((size_t) m * 9 + a * 3 + b + 4) * c + j]);
+                }
+            }
+        }
+
+        compare(&worst, value(first[at]), s);
+    }
+
+    ok(worst < 1.5e-3 && same && ways, "conv_sm90 %dx%dx%d to %d%s: %.1e off, "
+       "%d runs%s", h, w, c, k, residual ? ", residual" : "", worst, ways,
+       same ? "" : ", bits differ");
+
+    cudaFree((void *) d.w);
+    cudaFree((void *) d.bias);
+    free(hx);
+    free(hw);
+    free(hb);
+    free(hr);
+    free(first);
+}
+
+
 static void
 test_layouts(int c)
 {
@@ -1221,6 +1365,19 @@ test(int small)
     test_conv_up(1, 1, 8, 8);
     test_conv_up(5, 200, 320, 24);
 
+    test_conv_sm90(8, 8, 1280, 1280, 1);
+    test_conv_sm90(8, 8, 2560, 1280, 0);
+    test_conv_sm90(16, 16, 1280, 1280, 1);
+    test_conv_sm90(16, 16, 640, 1280, 0);
+    test_conv_sm90(32, 32, 640, 640, 1);
+    test_conv_sm90(32, 32, 320, 640, 0);
+    test_conv_sm90(64, 64, 320, 320, 1);
+    test_conv_sm90(64, 64, 960, 320, 0);
+    test_conv_sm90(24, 24, 320, 640, 1);
+    test_conv_sm90(40, 72, 64, 160, 1);
+    test_conv_sm90(16, 8, 64, 320, 1);
+    test_conv_sm90(8, 8, 64, 160, 0);
+
     test_layouts(1);
     test_layouts(33);
     test_layouts(64);
@@ -1431,6 +1588,30 @@ run_conv_up(const bench_t *b, void *x, void *y)
 }
 
 
+/* x is what there is much of: the weights */
+
+static cudaError_t
+run_conv_sm90(const bench_t *b, void *x, void *y)
+{
+    sd_cuda_conv_t  d;
+
+    memset(&d, 0, sizeof(d));
+    d.y = y;
+    d.x = b->extra[0];
+    d.w = x;
+    d.bias = b->extra[1];
+    d.residual = b->extra[2];
+    d.n = b->n;
+    d.h = d.oh = d.wd = d.ow = b->a;
+    d.c = b->c;
+    d.k = b->k;
+    d.r = 3;
+    d.stride = 1;
+
+    return sd_cuda_conv_sm90(stream, &chip, &d);
+}
+
+
 static cudaError_t
 run_upsample(const bench_t *b, void *x, void *y)
 {
@@ -1580,6 +1761,40 @@ benches(void)
                  b.b, b.c);
         bench(&b);
     }
+
+    static const int  threes[][3] = { { 64, 320, 320 }, { 64, 640, 320 },
+                                      { 64, 960, 320 }, { 32, 320, 640 },
+                                      { 32, 640, 640 }, { 32, 960, 640 },
+                                      { 32, 1280, 640 }, { 32, 1920, 640 },
+                                      { 16, 640, 1280 }, { 16, 1280, 1280 },
+                                      { 16, 1920, 1280 }, { 16, 2560, 1280 },
+                                      { 8, 1280, 1280 }, { 8, 2560, 1280 } };
+    static const int  pictures[] = { 2, 4, 16 };
+
+    n = 16 * 64 * 64 * 960;
+
+    sd_half_t  *pixels = device((size_t) n * 2, NULL);
+
+    must(sd_cuda_random(stream, pixels, n), "random");
+
+    for (i = 0; i < 3 * 14 && chip.arch == 90; i++) {
+        memset(&b, 0, sizeof(b));
+        b.run = run_conv_sm90;
+        b.n = pictures[i / 14];
+        b.a = threes[i % 14][0];
+        b.c = threes[i % 14][1];
+        b.k = threes[i % 14][2];
+        b.in = (size_t) b.k * 9 * b.c * 2;
+        b.out = (size_t) b.n * b.a * b.a * b.k * 2;
+        b.extra[0] = pixels;
+        b.extra[1] = f16;
+        b.extra[2] = b.c == b.k ? pixels : NULL;
+        snprintf(b.name, sizeof(b.name), "conv_sm90 %d x %dx%d x %d to %d",
+                 b.n, b.a, b.a, b.c, b.k);
+        bench(&b);
+    }
+
+    cudaFree(pixels);
 
     memset(&b, 0, sizeof(b));
     b.run = run_upsample;
