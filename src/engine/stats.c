@@ -111,7 +111,7 @@ static const char  *sd_engine_states[] = {
 };
 
 static const char  *sd_memory_names[SD_MEMORIES] = {
-    "weights", "arenas", "pictures"
+    "weights", "arenas", "pictures", "prompts"
 };
 
 
@@ -535,10 +535,11 @@ sd_stats_status(sd_stats_t *s, uint64_t cycle, sd_buf_t *out)
     }
 
     sd_buf_printf(out, "],\"slots\":%d,\"running\":%d,"
-                  "\"queue\":{\"waiting\":%d,\"limit\":%d},"
+                  "\"queue\":{\"waiting\":%d,\"limit\":%d,\"seconds\":%.1f},"
                   "\"connections\":%d,\"requests\":{",
                   sd_stats_slots(e), sd_stats_running(e), sd_load(&e->waiting),
-                  sd_load(&e->limit), sd_load(&e->connections));
+                  sd_load(&e->limit), sd_load(&e->work_ms) / 1e3,
+                  sd_load(&e->connections));
 
     for (i = SD_RESULT_OK; i < SD_RESULTS; i++) {
         sd_buf_printf(out, "%s\"%s\":%llu", i > SD_RESULT_OK ? "," : "",
@@ -951,7 +952,7 @@ void
 sd_stats_metrics(sd_stats_t *s, sd_buf_t *out)
 {
     int                 i, k, n, waiting, connections, running;
-    uint64_t            memory[SD_MEMORIES];
+    uint64_t            work, memory[SD_MEMORIES];
     sd_stats_engine_t  *e, **engines;
 
     engines = calloc(s->nengines + 1, sizeof(sd_stats_engine_t *));
@@ -961,6 +962,7 @@ sd_stats_metrics(sd_stats_t *s, sd_buf_t *out)
     }
 
     n = waiting = connections = running = 0;
+    work = 0;
     memset(memory, 0, sizeof(memory));
 
     for (i = 0; i < s->nengines; i++) {
@@ -976,6 +978,7 @@ sd_stats_metrics(sd_stats_t *s, sd_buf_t *out)
 
         running += sd_stats_running(e);
         waiting += sd_load(&e->waiting);
+        work += sd_load(&e->work_ms);
         connections += sd_load(&e->connections);
 
         for (k = 0; k < SD_MEMORIES; k++) {
@@ -1014,6 +1017,15 @@ sd_stats_metrics(sd_stats_t *s, sd_buf_t *out)
               "How many may wait, by sd_queue.");
     sd_metric_number(out, "sd_queue_limit", e ? sd_load(&e->limit) : 0);
 
+    sd_metric(out, "sd_queue_work_seconds", "gauge",
+              "What they should take all devices.");
+    sd_buf_printf(out, "sd_queue_work_seconds %.3f\n", work * 1e-3);
+
+    sd_metric(out, "sd_queue_work_limit_seconds", "gauge",
+              "How much that may be, by sd_queue; 0: as it comes.");
+    sd_buf_printf(out, "sd_queue_work_limit_seconds %.3f\n",
+                  e ? sd_load(&e->work_limit_ms) * 1e-3 : 0);
+
     sd_metric(out, "sd_connections", "gauge",
               "Requests that have not been answered to the end.");
     sd_metric_number(out, "sd_connections", connections);
@@ -1023,7 +1035,7 @@ sd_stats_metrics(sd_stats_t *s, sd_buf_t *out)
     sd_metric_number(out, "sd_running_pictures", running);
 
     sd_metric(out, "sd_memory_bytes", "gauge",
-              "Of all engines; device memory on a card.");
+              "Of all engines, on a card its own; shared weights count twice.");
 
     for (k = 0; k < SD_MEMORIES; k++) {
         sd_buf_printf(out, "sd_memory_bytes{kind=\"%s\"} %llu\n",

@@ -96,6 +96,7 @@ typedef enum {
     SD_MEMORY_WEIGHTS,
     SD_MEMORY_ARENAS,
     SD_MEMORY_PICTURES,
+    SD_MEMORY_PROMPTS,          /* that pictures share */
     SD_MEMORIES
 } sd_memory_t;
 
@@ -165,6 +166,8 @@ typedef struct {
 
     atomic_int          waiting;
     atomic_int          limit;
+    sd_counter_t        work_ms;        /* of all devices, for what waits */
+    sd_counter_t        work_limit_ms;  /* 0: none */
     atomic_int          connections;
     sd_counter_t        memory[SD_MEMORIES];
 

@@ -47,6 +47,7 @@ sd_status_start(sd_engine_t *e, sd_error_t *err)
 
     sd_store(&e->entry->started, e->started);
     sd_store(&e->entry->limit, e->conf.queue);
+    sd_store(&e->entry->work_limit_ms, e->conf.queue_time);
     sd_stats_count(e->stats, SD_COUNT_STARTS, 1);
 
     atomic_store(&e->entry->state, SD_ENGINE_RUNNING);
@@ -179,12 +180,14 @@ sd_status_step_locked(const sd_engine_t *e, const sd_engine_model_t *m)
 void
 sd_status_changed_locked(sd_engine_t *e)
 {
-    int                  i, k;
+    int                  i, k, ready;
+    size_t               prompts;
     sd_stats_model_t    *m;
     sd_stats_device_t   *s;
     sd_engine_device_t  *d;
 
-    sd_store(&e->entry->waiting, e->nwaiting);
+    prompts = 0;
+    ready = 0;
 
     for (k = 0; k < e->ndevices && k < SD_STATS_DEVICES; k++) {
         d = &e->devices[k];
@@ -195,7 +198,13 @@ sd_status_changed_locked(sd_engine_t *e)
 
         for (i = 0; i < (int) e->nmodels && i < SD_STATS_MODELS; i++) {
             sd_store(&s->copies[i], d->copies[i].state);
+
+            if (e->opened && d->copies[i].model) {
+                prompts += sd_texts_memory(d->copies[i].model->texts);
+            }
         }
+
+        ready += d->state == SD_MODEL_READY;
 
         if (d->state == SD_MODEL_FAILED
             && atomic_load(&s->state) != SD_MODEL_FAILED)
@@ -220,4 +229,8 @@ sd_status_changed_locked(sd_engine_t *e)
 
         atomic_store(&m->state, e->models[i].state);
     }
+
+    sd_store(&e->entry->waiting, e->nwaiting);
+    sd_store(&e->entry->work_ms, ready ? e->queued / ready : e->queued);
+    sd_store(&e->entry->memory[SD_MEMORY_PROMPTS], prompts);
 }

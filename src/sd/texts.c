@@ -225,3 +225,25 @@ sd_texts_put(sd_texts_t *t, sd_device_t *dev, sd_text_t *text)
 
     sd_text_free(dev, text);
 }
+
+
+size_t
+sd_texts_memory(sd_texts_t *t)
+{
+    size_t      n;
+    sd_text_t  *text;
+
+    if (t == NULL) {
+        return 0;
+    }
+
+    pthread_mutex_lock(&t->lock);
+
+    for (text = t->list, n = 0; text; text = text->next) {
+        n += text->size;
+    }
+
+    pthread_mutex_unlock(&t->lock);
+
+    return n;
+}

@@ -51,5 +51,8 @@ sd_text_t *sd_texts_get(sd_texts_t *t, sd_device_t *dev, const int32_t *ids,
 void sd_texts_done(sd_texts_t *t, sd_text_t *text);
 void sd_texts_put(sd_texts_t *t, sd_device_t *dev, sd_text_t *text);
 
+/* device memory of those that are kept; t: may be NULL */
+size_t sd_texts_memory(sd_texts_t *t);
+
 
 #endif

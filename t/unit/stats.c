@@ -160,7 +160,8 @@ test_requests(void)
     is_int(metric("sd_requests_total{code=\"200\",result=\"timeout\"}"), -1,
            "but not all");
     ok(strstr(status(1), "\"requests\":{\"ok\":2,\"error\":0,\"cancelled\":0,"
-              "\"timeout\":0,\"rejected\":3,\"handoff\":0}") != NULL, "summed in the status");
+              "\"timeout\":0,\"rejected\":3,\"handoff\":0}") != NULL,
+       "summed in the status");
 }
 
 
@@ -255,7 +256,8 @@ test_entries(void)
     ok(strstr(status(1), "\"status\":\"leaving\"") != NULL
        && strstr(status(1), "\"waiting\":1,") != NULL,
        "the status is of the own one");
-    ok(strstr(status(2), "\"queue\":{\"waiting\":2,\"limit\":5}") != NULL,
+    ok(strstr(status(2), "\"queue\":{\"waiting\":2,\"limit\":5,"
+              "\"seconds\":0.0}") != NULL,
        "whose ever that is");
     ok(strcmp(ready(1, 503), "{\"status\":\"draining\"}\n") == 0,
        "one that leaves is not ready");
@@ -332,7 +334,8 @@ test_ready(void)
     atomic_store(&e->models[0].state, SD_MODEL_FAILED);
 
     ok(strncmp(ready(1, 503), "{\"status\":\"failed\",\"error\":{\"message\":"
-               "\"no such file\"", 50) == 0, "a model that fails does so first");
+               "\"no such file\"", 50) == 0,
+       "a model that fails does so first");
     ok(strstr(status(1), "\"name\":\"a\",\"path\":\"/var/a\",\"state\":"
               "\"failed\"") != NULL, "and stands in the status");
 
