@@ -1,6 +1,7 @@
 /*
  * The engine over its socket, with a fake model: that running pictures share a
- * device, and are not held up by what is beside their steps.
+ * device, and are not held up by what is beside their steps; and what becomes
+ * of them where one of several devices dies.
  */
 
 #define _GNU_SOURCE
@@ -122,6 +123,87 @@ test_beside(const char *devices)
 }
 
 
+/* whether the state of a picture that was cut goes on */
+
+static void
+goes_on(const answer_t *a)
+{
+    char       *latents;
+    sd_buf_t    b = { 0 };
+    answer_t    whole = { 0 };
+
+    latents = find(a->body.data, "\"latents\":\"", '"');
+    ok(latents && has(a, "\"resumable\":true"), "it has left its state");
+
+    sd_buf_printf(&b, "{\"prompt\":\"x\",\"latents\":\"%s\"}",
+                  latents ? latents : "");
+    sd_buf_append(&b, "", 1);
+
+    ask(&whole, request(SD_DIALECT_NATIVE, JSON), b.data);
+    is_int(whole.status, 200, "from which it goes on, on the other device");
+
+    sd_buf_free(&b);
+    forget(&whole);
+}
+
+
+static void
+test_dying(const char *devices)
+{
+    int           i, fd[4], bad, done, running;
+    answer_t      a[4] = { { 0 } };
+    sd_request_t  r;
+    sd_engine_t  *e;
+
+    printf("# %s\n", devices);
+    e = start_devices(devices, "fake", 4, 1);
+    r = request(SD_DIALECT_NATIVE, "text/event-stream");
+    fake_step_ms = 10;
+
+    /* two run, two wait, when the first device dies */
+
+    for (i = 0; i < 4; i++) {
+        fd[i] = send_request(&r, "{\"prompt\":\"x\",\"steps\":100,"
+                             "\"preview_every\":1}");
+    }
+
+    for (i = 0, running = 0; i < 2000 && running != 2; i++) {
+        nap(1);
+        ask_status(&a[0]);
+        running = count(&a[0], "\"running\":1}");
+        forget(&a[0]);
+    }
+
+    fake_step_ms = 1;
+    fake_dying = 1;
+
+    for (i = 0, bad = -1, done = 0; i < 4; i++) {
+        finish(fd[i], &a[i]);
+        done += has(&a[i], "event: image_generation.completed");
+        bad = has(&a[i], "event: error") ? i : bad;
+    }
+
+    is_int(done, 3, "three go on, or begin, on the other device");
+
+    if (ok(bad >= 0, "one is cut")) {
+        goes_on(&a[bad]);
+    }
+
+    for (i = 0; i < 4; i++) {
+        forget(&a[i]);
+    }
+
+    ask_status(&a[0]);
+    is_int(count(&a[0], "\"state\":\"failed\""), 1, "a device has failed");
+    forget(&a[0]);
+
+    fake_dying = 0;
+    idle(e);
+    sd_engine_stop(e);
+    is_int(fake_pictures, 0, "no picture is left");
+}
+
+
 int
 main(void)
 {
@@ -132,6 +214,8 @@ main(void)
     test_equal("cuda:0");
     test_beside("cpu");
     test_beside("cuda:0");
+    test_dying("cuda:0 cuda:1");
+    test_dying("cpu:0 cpu:1");
 
     return done();
 }

@@ -27,6 +27,7 @@ static atomic_int  fake_pictures;       /* that are alive */
 static atomic_int  fake_steps;          /* made in all */
 static atomic_int  fake_cards;          /* that "auto" finds */
 static atomic_int  fake_dead_cards;     /* bits: those that do not open */
+static atomic_int  fake_dying;          /* bits: those that die at a step */
 static atomic_int  fake_most;           /* pictures that were in one row */
 static atomic_int  fake_rows;           /* that are being made */
 static atomic_int  fake_beside;         /* what was done meanwhile */
@@ -318,10 +319,19 @@ sd_device_plans(sd_device_t *dev, const char *dir, int save, sd_error_t *err)
 }
 
 
+static int
+fake_dies(const sd_device_t *dev)
+{
+    const char  *p = strchr(dev->name, ':');
+
+    return p && fake_dying >> atoi(p + 1) & 1;
+}
+
+
 int
 sd_device_alive(sd_device_t *dev)
 {
-    return !fake_dead;
+    return !fake_dead && !fake_dies(dev);
 }
 
 
@@ -344,7 +354,7 @@ sd_batch_row(sd_batch_t *b, sd_picture_t **p, int n, const atomic_int *cancel,
 {
     int  i, rc;
 
-    if (fake_step_fails) {
+    if (fake_step_fails || fake_dies(b->model->device)) {
         return sd_fail(err, "a step went wrong");
     }
 

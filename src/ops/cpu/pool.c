@@ -64,6 +64,10 @@ typedef struct {
     atomic_int          cancelled;
     atomic_int          done;           /* tasks */
     atomic_int          waiting;        /* the caller sleeps */
+
+    /* who spins looks at the other lane's alone */
+
+    _Alignas(64)
     atomic_int          busy;           /* there is a caller */
 } sd_lane_t;
 
