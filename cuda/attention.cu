@@ -43,6 +43,7 @@
 #include <math.h>
 
 #include "attention.h"
+#include "common.cuh"
 
 
 #define LOG2E     1.44269504088896340736f
@@ -835,22 +836,19 @@ attention_few(const sd_cuda_attention_t a, int warps)
     head = blockIdx.y;
     sample = blockIdx.z;
 
-    /* first queries */
-
-    from = a.q + (size_t) sample * a.lq * a.ldq + head * D;
     tiles = (a.lq + 15) / 16;
     step = gridDim.x * warps;
     tile = blockIdx.x * warps + threadIdx.x / 32;
 
-    few_queries<D>(q, from, tile * 16 + (lane >> 2), a.lq, a.ldq, t);
-
-    /* keys: columns by 32, and the rest; values */
+    /* keys: columns by 32, and the rest; values.  Tables are older than this */
 
     if (a.kv) {
         kfrom = a.kv[sample] + a.k_at;
         vfrom = a.kv[sample] + a.v_at;
 
     } else {
+        sd_grid_wait();
+
         kfrom = a.k + (size_t) sample * a.lk * a.ldk;
         vfrom = a.v + (size_t) sample * a.lk * a.ldk;
     }
@@ -886,6 +884,17 @@ attention_few(const sd_cuda_attention_t a, int warps)
             v[i] = vec ? *(const uint4 *) from : few_load(from);
         }
     }
+
+    /* first queries */
+
+    if (a.kv) {
+        sd_grid_wait();
+    }
+
+    sd_grid_next();
+
+    from = a.q + (size_t) sample * a.lq * a.ldq + head * D;
+    few_queries<D>(q, from, tile * 16 + (lane >> 2), a.lq, a.ldq, t);
 
     #pragma unroll
     for (i = 0; i < U; i++) {
@@ -935,7 +944,6 @@ attention_few(const sd_cuda_attention_t a, int warps)
     }
 
     c = a.scale * LOG2E;
-    from = a.q + (size_t) sample * a.lq * a.ldq + head * D;
 
     for ( ; tile < tiles; tile += step) {
 
@@ -1090,8 +1098,7 @@ launch_few(cudaStream_t s, const sd_cuda_chip_t *chip,
 {
     const int  SIZE = FEW * (FEW_K(D) + D % 32 + FEW_V(D)) * sizeof(sd_half_t);
 
-    int          warps, tiles, pairs, blocks, most;
-    cudaError_t  rc;
+    int  warps, tiles, pairs, blocks, most;
 
     tiles = (a->lq + 15) / 16;
     pairs = a->heads * a->n;
@@ -1115,18 +1122,8 @@ launch_few(cudaStream_t s, const sd_cuda_chip_t *chip,
         blocks = most > pairs ? most / pairs : 1;
     }
 
-    if (SIZE > 48 * 1024) {
-        rc = cudaFuncSetAttribute(attention_few<D>,
-                                  cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                  SIZE);
-        if (rc != cudaSuccess) {
-            return rc;
-        }
-    }
-
-    attention_few<D><<<dim3(blocks, a->heads, a->n), 256, SIZE, s>>>(*a, warps);
-
-    return cudaGetLastError();
+    return sd_launch_early(attention_few<D>, 1, dim3(blocks, a->heads, a->n),
+                           256, SIZE, s, *a, warps);
 }
 
 

@@ -9,43 +9,53 @@
  * 111 us.  d = 80 (8 heads, 1024 x 1024): 5.4 GFLOP, 7 us; cuDNN 18.6 us.
  *
  * Measured, H100 SXM, us at n = 2 and n = 16, and cuDNN: 8 heads of 40,
- * 4096 x 4096: 126, 985 (156, 1267); 5 of 64: 84, 650 to 690 (111, 780); 8 of
- * 80, 1024 x 1024: 13.7, 101 (18.6, 113); 10 of 64: 14.2, 99 (23.5, 102); 8 of
- * 160, 256 x 256: 6.2, 21.7 (11.0, 24.0); 20 of 64: 5.2, 27 (7.6, 21.5).
+ * 4096 x 4096: 99, 785 (156, 1267); 5 of 64: 80, 605 (111, 780); 8 of 80,
+ * 1024 x 1024: 12.5, 99 (18.6, 113); 10 of 64: 13.6, 98 (23.5, 102); 8 of 160,
+ * 256 x 256: 5.7, 22 (11.0, 24.0); 20 of 64: 5.2, 27 (7.6, 21.5).
  *
- * d = 64 is at 515 TFLOP/s, a tile of 64 x 128 taking 920 clocks (1.75 GHz),
- * where the exponential unit needs 512, by count, and the tensor cores as many.
- * d = 40 takes 900, though the tensor cores need a third less: ncu has L2 busy
- * 73 % of the time, with what TMA asks for rows of 80 bytes, and 85 % where a
- * block has two warpgroups and reads keys for 128 queries.
+ * The two floors do not overlap as they might.  In clocks of an SM at d = 40, a
+ * tile of 64 x 96 is 384 of exponentials and 264 of products (measured, alone:
+ * Q K^T 144, P V 120), and takes 510.  But while an SM is at P V of 40 columns,
+ * exponentials come 2.1 times as slowly, at 64 columns 1.7 times, and during
+ * Q K^T of 64 or 128 keys 1.3 times; conversions to half likewise, while
+ * multiplications and additions are not disturbed, nor disturb.  With that, 480
+ * are the least.
  *
- * Tried, slower at d = 40: Q K^T two tiles ahead, with two warpgroups of 250
- * registers (156 us); tiles multicast to clusters of two (L2 half as busy, but
- * 151 to 226 us) or of four (255 us).  No better: another L2 promotion, and
- * exponentials by polynomials for more than an eighth.
+ * Tried, slower at d = 40: sums by P V, of a column of ones (107 us), or by
+ * mma.sync (141); an eighth or a 24th of the exponentials by polynomials (107);
+ * three warpgroups and tiles of 128 keys (120), four and tiles of 64 (114) or
+ * 80 (106); queries in registers; no turns (109), turns that end before the
+ * products do (114); Q K^T two tiles ahead (156); tiles multicast to clusters
+ * of two or four (151 to 255).  ex2.approx.f16x2 is two instructions, as slow
+ * as those of fp32.  d = 64: four warpgroups and tiles of 64 or 80 keys are 7
+ * to 12 percent faster at 1024 and 256 keys, n = 16, and slower at n = 2 (104
+ * us at 4096).
  *
  * DESIGN
  *
- * A block is up to three warpgroups, of 64 queries each.  A warpgroup computes
+ * A block is up to four warpgroups, of 64 queries each.  A warpgroup computes
  * S = Q K^T of a tile of KT keys into registers, its online softmax, and
  * O += P V with P from registers.
  *
- * What bounds it is not the tensor cores but all that is done to 64 scores a
- * lane, so that is as little as it can be.  What is subtracted from the scores
- * is the maximum of the first tile; sums of later ones tell when that is too
- * small, long before a P is more than fp16 holds, and only then are there
- * maxima, and factors for what was summed so far.  With usual scores there are
- * neither comparisons nor shuffles: a multiplication, an exponential, a sum,
- * half a conversion.
+ * What bounds it is not the tensor cores but all that is done to the scores, so
+ * that is as little as it can be.  What is subtracted from them is the maximum
+ * of the first tile; sums of later ones tell when that is too small, long
+ * before a P is more than fp16 holds, and only then are there maxima, and
+ * factors for what was summed so far.  With usual scores there are neither
+ * comparisons nor shuffles: a multiplication, an exponential, a sum, half a
+ * conversion.
  *
- * A tile's P V is started along with the next one's Q K^T.  With TURNS, what a
- * warpgroup starts, it starts alone: then the others have the exponential unit.
+ * A tile's Q K^T is started along with the P V of the one before, and both are
+ * done before the next warpgroup starts its own: one is at the tensor cores,
+ * the others have the exponential unit.  Without turns all end up at the same.
  *
- * The tensors are seen as [n, rows, heads, d], and a box is 64 wide: where d is
- * less, TMA fills the rest with zeroes, in memory laid out as wgmma likes it
- * (rows of 128 bytes, their 16-byte units swizzled), without reading them.
- * Rows beyond a sample's last are zeroes, too: masked as keys, not stored as
- * queries.  d = 80 takes two boxes side by side.
+ * The tensors are seen as [n, rows, heads, d], and a box is 64 wide, the last
+ * one as wide as there are columns left, in memory laid out as wgmma likes it
+ * (rows of 128 bytes, their 16-byte units swizzled), of which it fills the
+ * first part.  Boxes wider than the head would be filled up with zeroes, but
+ * ask L2 for 2.7 times as much, d = 40; so the eight columns that Q K^T takes
+ * beyond those are zeroed once.  Rows beyond a sample's last are zeroes: masked
+ * as keys, not stored as queries.
  *
  * Tiles come by TMA, each with a barrier that says "full" and one, of its
  * readers, that says "empty".  The block's first thread asks for a tile some
@@ -62,6 +72,7 @@
 #include <string.h>
 
 #include "attention.h"
+#include "common.cuh"
 #include "sm90.cuh"
 
 
@@ -70,6 +81,7 @@
 #define ROW    128              /* bytes of a row of a box: 64 elements */
 #define MOST   16384.0f         /* of a lane's sums */
 #define SPAN   1024             /* of finish()'s time */
+#define AHEAD  2                /* tiles that are asked for before their turn */
 
 
 #ifdef HOPPER
@@ -82,14 +94,14 @@
 static __device__ __forceinline__ void
 turn_wait(int group)
 {
-    asm volatile("bar.sync %0, 256;" :: "r"(4 + group) : "memory");
+    asm volatile("bar.sync %0, 256;" :: "r"(5 + group) : "memory");
 }
 
 
 static __device__ __forceinline__ void
 turn_pass(int to)
 {
-    asm volatile("bar.arrive %0, 256;" :: "r"(4 + to) : "memory");
+    asm volatile("bar.arrive %0, 256;" :: "r"(5 + to) : "memory");
 }
 
 
@@ -110,6 +122,16 @@ wgmma_qk(float *s, uint64_t q, uint64_t k, int add)
                      : R16(s, 0), R16(s, 16), R16(s, 32), R16(s, 48)
                      : "l"(q), "l"(k), "r"(add));
 
+    } else if constexpr (KT == 96) {
+        asm volatile("{\n"
+                     ".reg .pred  add;\n"
+                     "setp.ne.b32 add, %50, 0;\n"
+                     "wgmma.mma_async.sync.aligned.m64n96k16.f32.f16.f16 "
+                     "{" N16_0 ", " N16_16 ", " N16_32 "}, "
+                     "%48, %49, add, 1, 1, 0, 0;\n"
+                     "}"
+                     : R16(s, 0), R16(s, 16), R16(s, 32)
+                     : "l"(q), "l"(k), "r"(add));
     } else {
         asm volatile("{\n"
                      ".reg .pred  add;\n"
@@ -163,6 +185,14 @@ wgmma_pv(float *o, const uint32_t *p, uint64_t v)
 }
 
 
+static __device__ __forceinline__ void
+store_zeros(uint32_t at)
+{
+    asm volatile("st.shared.v4.b32 [%0], {%1, %1, %1, %1};"
+                 :: "r"(at), "r"(0) : "memory");
+}
+
+
 /* end of primitives */
 
 
@@ -207,20 +237,19 @@ matrix_at(uint32_t m, int bytes)
 }
 
 
-/* boxes of KT rows side by side from row on, to at and after it */
+/* of D columns, ROWS rows side by side from row on, to at and after it */
 
-template <int BOXES, int KT>
+template <int D, int ROWS>
 static __device__ __forceinline__ void
-tile_load(uint32_t at, const CUtensorMap *map, uint32_t barrier, int head,
+tile_load(uint32_t at, const CUtensorMap *maps, uint32_t barrier, int head,
     int row, int sample)
 {
     int  i;
 
-    barrier_expect(barrier, BOXES * KT * ROW);
-
     #pragma unroll
-    for (i = 0; i < BOXES; i++) {
-        box_load(at + i * KT * ROW, map, barrier, i * 64, head, row, sample);
+    for (i = 0; i < (D + 63) / 64; i++) {
+        box_load(at + i * ROWS * ROW, D - i * 64 < 64 ? &maps[1] : &maps[0],
+                 barrier, i * 64, head, row, sample);
     }
 }
 
@@ -249,12 +278,9 @@ scores(float *s, uint32_t q, uint32_t k)
 }
 
 
-/*
- * o: [64, D] += p v of the keys FROM .. TO of a tile, as one group;
- * p: [KT / 16][4], v: boxes' memory
- */
+/* o: [64, D] += p v, as one group; p: [KT / 16][4], v: boxes' memory */
 
-template <int D, int KT, int FROM, int TO>
+template <int D, int KT>
 static __device__ __forceinline__ void
 values(float *o, uint32_t *p, uint32_t v)
 {
@@ -263,11 +289,11 @@ values(float *o, uint32_t *p, uint32_t v)
     v = matrix_low(v, KT * ROW);
 
     settled(o, D / 2);
-    settled(p + FROM / 4, (TO - FROM) / 4);
+    settled(p, KT / 4);
     wgmma_fence();
 
     #pragma unroll
-    for (i = FROM / 16; i < TO / 16; i++) {
+    for (i = 0; i < KT / 16; i++) {
         wgmma_pv<D>(o, p + 4 * i, matrix_at(v, i * 16 * ROW));
     }
 
@@ -319,65 +345,25 @@ maxima(float *m, const float *s)
 }
 
 
-/*
- * 2^x by what adds and multiplies, where the exponential unit has more to do
- * than these; y = x / 128 + 3 / 4, of 0 .. 1, so that x is no less than -96
- * and no more than 32.  Cody and Waite: y is rounded to 128ths, 2^n and a
- * polynomial of what remains (minimax, an error of 7.5e-5).
- */
+/* p = 2^(s c - u) as an operand of values(), l: this lane's sums of it */
 
-static __device__ __forceinline__ float
-exp2_poly(float y)
-{
-    const float  ONE = 98304;       /* 1.5 * 2^16: its last bit is 1 / 128 */
-
-    float  t, r, z;
-
-    t = __fadd_rn(y, ONE);
-    r = __fsub_rn(y, __fsub_rn(t, ONE));
-
-    z = fmaf(0x1p-96f * 128 * 128 * 128 * 0.0551716691f, r,
-             0x1p-96f * 128 * 128 * 0.2426111222f);
-    z = fmaf(z, r, 0x1p-96f * 128 * 0.6932609855f);
-    z = fmaf(z, r, 0x1p-96f * 0.9999280735f);
-
-    return __uint_as_float((__float_as_uint(t) << 23) + __float_as_uint(z));
-}
-
-
-/*
- * p = 2^(s c - u) of keys FROM .. TO as an operand of values(), l: this lane's
- * sums of it; POLY of 16 pairs by exp2_poly()
- */
-
-template <int FROM, int TO, int POLY>
+template <int KT>
 static __device__ __forceinline__ void
 exponentials(uint32_t *p, float *l, const float *s, const float *u, float c)
 {
     int    i;
-    float  x, y, w[2];
-
-    const float  d = c * 0x1p-7f;
-
-    w[0] = fmaf(u[0], -0x1p-7f, 0.75f);
-    w[1] = fmaf(u[1], -0x1p-7f, 0.75f);
+    float  x, y;
 
     #pragma unroll
-    for (i = FROM / 4; i < TO / 4; i++) {
-
-        if (i * POLY % 16 + POLY > 15) {
-            x = exp2_poly(__saturatef(fmaf(s[2 * i], d, w[i % 2])));
-            y = exp2_poly(__saturatef(fmaf(s[2 * i + 1], d, w[i % 2])));
-
-        } else {
-            x = exp2_fast(fmaf(s[2 * i], c, -u[i % 2]));
-            y = exp2_fast(fmaf(s[2 * i + 1], c, -u[i % 2]));
-        }
+    for (i = 0; i < KT / 4; i++) {
+        x = exp2_fast(fmaf(s[2 * i], c, -u[i % 2]));
+        y = exp2_fast(fmaf(s[2 * i + 1], c, -u[i % 2]));
 
         l[i % 2] += x + y;
         p[i] = pack(x, y);
     }
 }
+
 
 /*
  * Sums tell when the maxima are too old, seldom: then the tile's own count, and
@@ -385,7 +371,7 @@ exponentials(uint32_t *p, float *l, const float *s, const float *u, float c)
  * to the others nothing happens.  No P V is in flight.
  */
 
-template <int D, int KT, int POLY>
+template <int D, int KT>
 static __device__ __forceinline__ void
 renew(float *o, uint32_t *p, float *l, float *x, const float *s, float *u,
     float c)
@@ -415,7 +401,7 @@ renew(float *o, uint32_t *p, float *l, float *x, const float *s, float *u,
             o[i] *= f[i / 2 % 2];
         }
 
-        exponentials<0, KT, POLY>(p, x, s, u, c);
+        exponentials<KT>(p, x, s, u, c);
     }
 
     l[0] += x[0];
@@ -426,7 +412,7 @@ renew(float *o, uint32_t *p, float *l, float *x, const float *s, float *u,
 /* what a warpgroup knows of its block; qs: its own queries */
 
 typedef struct {
-    const CUtensorMap  *kmap, *vmap;
+    const CUtensorMap  *kmaps, *vmaps;
     uint32_t            qs, ks, vs, k_full, v_full, empty;
     int                 lk, steps, head, sample, lane, group, next;
     float               c;
@@ -435,10 +421,12 @@ typedef struct {
 
 /* the block's first thread: tile t, once its memory is free */
 
-template <int BOXES, int KT, int STAGES>
+template <int D, int KT, int STAGES>
 static __device__ __forceinline__ void
 tile_ask(const block_t *b, int t)
 {
+    const int  BOX = (D + 63) / 64 * KT * ROW;
+
     int  i;
 
     if (threadIdx.x == 0 && t < b->steps) {
@@ -448,10 +436,13 @@ tile_ask(const block_t *b, int t)
             barrier_wait(b->empty + i * 8, (t - STAGES) / STAGES & 1);
         }
 
-        tile_load<BOXES, KT>(b->ks + i * BOXES * KT * ROW, b->kmap,
-                             b->k_full + i * 8, b->head, t * KT, b->sample);
-        tile_load<BOXES, KT>(b->vs + i * BOXES * KT * ROW, b->vmap,
-                             b->v_full + i * 8, b->head, t * KT, b->sample);
+        barrier_expect(b->k_full + i * 8, KT * D * 2);
+        tile_load<D, KT>(b->ks + i * BOX, b->kmaps, b->k_full + i * 8, b->head,
+                         t * KT, b->sample);
+
+        barrier_expect(b->v_full + i * 8, KT * D * 2);
+        tile_load<D, KT>(b->vs + i * BOX, b->vmaps, b->v_full + i * 8, b->head,
+                         t * KT, b->sample);
     }
 
     __syncwarp();
@@ -482,27 +473,26 @@ first(const block_t *b, float *s, float *u)
 
 
 /*
- * A tile's P V along with the next Q K^T, TURNS: one warpgroup after the other.
- * l: this lane's part of the rows' sums.
+ * A tile's Q K^T along with the P V of the one before, one warpgroup after the
+ * other.  l: this lane's part of the rows' sums.
  */
 
-template <int D, int KT, int STAGES, int POLY, int TURNS>
+template <int D, int KT, int STAGES>
 static __device__ __forceinline__ void
 all_keys(const block_t *b, float *o, float *l)
 {
     const int  BOX = (D + 63) / 64 * KT * ROW;
-    const int  HALF = KT / 2;
 
     int       t, stage, before;
     float     s[KT / 2], u[2], x[2];
     uint32_t  p[KT / 4], phase;
 
-    if (TURNS && b->next == 0) {
+    if (b->next == 0) {
         turn_pass(0);
     }
 
     first<D, KT>(b, s, u);
-    exponentials<0, KT, POLY>(p, l, s, u, b->c);
+    exponentials<KT>(p, l, s, u, b->c);
 
     before = 0;
     stage = 1;
@@ -510,48 +500,35 @@ all_keys(const block_t *b, float *o, float *l)
 
     for (t = 1; t < b->steps; t++) {
 
-        barrier_wait(b->v_full + before * 8, phase ^ (stage == 0));
         barrier_wait(b->k_full + stage * 8, phase);
+        turn_wait(b->group);
 
-        if (TURNS) {
-            turn_wait(b->group);
-        }
-
-        /* the last tile's second half runs below the first exponentials */
-
-        values<D, KT, 0, HALF>(o, p, b->vs + before * BOX);
         scores<D, KT>(s, b->qs, b->ks + stage * BOX);
-        values<D, KT, HALF, KT>(o, p, b->vs + before * BOX);
+        barrier_wait(b->v_full + before * 8, phase ^ (stage == 0));
+        values<D, KT>(o, p, b->vs + before * BOX);
 
-        if (TURNS && (b->next != 0 || t + 1 < b->steps)) {
+        wgmma_wait<0>();
+        settled(s, KT / 2);
+        settled(o, D / 2);
+        settled(p, KT / 4);
+
+        if (b->next != 0 || t + 1 < b->steps) {
             turn_pass(b->next);
         }
 
-        wgmma_wait<1>();
-        settled(s, KT / 2);
-        settled(p, HALF / 4);
+        if (b->lane == 0) {
+            barrier_arrive(b->empty + before * 8);
+        }
 
         if (b->lk - t * KT < KT) {
             mask<KT>(s, b->lk - t * KT, b->lane);
         }
 
         x[0] = x[1] = 0;
-        exponentials<0, HALF, POLY>(p, x, s, u, b->c);
-        settled(x, 2);
-        settled(p, HALF / 4);
+        exponentials<KT>(p, x, s, u, b->c);
+        renew<D, KT>(o, p, l, x, s, u, b->c);
 
-        wgmma_wait<0>();
-        settled(o, D / 2);
-        settled(p + HALF / 4, HALF / 4);
-
-        if (b->lane == 0) {
-            barrier_arrive(b->empty + before * 8);
-        }
-
-        exponentials<HALF, KT, POLY>(p, x, s, u, b->c);
-        renew<D, KT, POLY>(o, p, l, x, s, u, b->c);
-
-        tile_ask<BOX / KT / ROW, KT, STAGES>(b, t + 2);
+        tile_ask<D, KT, STAGES>(b, t + AHEAD);
 
         before = stage;
 
@@ -562,7 +539,7 @@ all_keys(const block_t *b, float *o, float *l)
     }
 
     barrier_wait(b->v_full + before * 8, phase ^ (stage == 0));
-    values<D, KT, 0, KT>(o, p, b->vs + before * BOX);
+    values<D, KT>(o, p, b->vs + before * BOX);
     wgmma_wait<0>();
     settled(o, D / 2);
     settled(p, KT / 4);
@@ -571,18 +548,22 @@ all_keys(const block_t *b, float *o, float *l)
 #endif
 
 
+/* maps of q, k, v: boxes of 64 columns, and the last one's; of the output */
+
+typedef struct {
+    CUtensorMap  q[2], k[2], v[2], o;
+} maps_t;
+
+
 /*
- * c: scale * log2(e); one map each of q, k, v and the output.
+ * c: scale * log2(e).
  * The first whole blocks of a sample's head have GROUPS warpgroups, the others
  * one less.
  */
 
-template <int D, int KT, int GROUPS, int STAGES, int POLY, int TURNS>
+template <int D, int KT, int GROUPS, int STAGES>
 static __global__ void __launch_bounds__(GROUPS * 128, 1)
-attention_sm90(const __grid_constant__ CUtensorMap qmap,
-    const __grid_constant__ CUtensorMap kmap,
-    const __grid_constant__ CUtensorMap vmap,
-    const __grid_constant__ CUtensorMap omap, int lq, int lk, float c,
+attention_sm90(const __grid_constant__ maps_t maps, int lq, int lk, float c,
     int whole)
 {
 #ifdef HOPPER
@@ -608,8 +589,8 @@ attention_sm90(const __grid_constant__ CUtensorMap qmap,
     b.v_full = b.k_full + STAGES * 8;
     b.empty = b.v_full + STAGES * 8;
 
-    b.kmap = &kmap;
-    b.vmap = &vmap;
+    b.kmaps = maps.k;
+    b.vmaps = maps.v;
     b.head = blockIdx.x;
     b.sample = blockIdx.z;
     b.lk = lk;
@@ -630,6 +611,12 @@ attention_sm90(const __grid_constant__ CUtensorMap qmap,
     b.next = b.group + 1 < groups ? b.group + 1 : 0;
 
     if (threadIdx.x == 0) {
+        for (i = D < 64; i <= (D % 64 != 0); i++) {
+            map_prefetch(&maps.q[i]);
+            map_prefetch(&maps.k[i]);
+            map_prefetch(&maps.v[i]);
+        }
+
         barrier_init(q_full, 1);
 
         for (i = 0; i < STAGES; i++) {
@@ -641,21 +628,37 @@ attention_sm90(const __grid_constant__ CUtensorMap qmap,
         barrier_init_fence();
     }
 
+    if (D % 16 != 0) {
+
+        /* Q K^T sums over eight columns more than TMA writes */
+
+        for (i = threadIdx.x; i < STAGES * KT; i += GROUPS * 128) {
+            store_zeros(b.ks + i * ROW + ((D / 8 ^ (i & 7)) << 4));
+        }
+
+        for (i = threadIdx.x; i < GROUPS * 64; i += GROUPS * 128) {
+            store_zeros(b.qs + i * ROW + ((D / 8 ^ (i & 7)) << 4));
+        }
+
+        box_store_fence();
+    }
+
     __syncthreads();
 
+    sd_grid_wait();
+    sd_grid_next();
+
     if (threadIdx.x == 0) {
-        barrier_expect(q_full, groups * BOXES * QBOX);
+        barrier_expect(q_full, groups * 64 * D * 2);
 
         for (i = 0; i < groups; i++) {
-            for (j = 0; j < BOXES; j++) {
-                box_load(b.qs + (i * BOXES + j) * QBOX, &qmap, q_full, j * 64,
-                         b.head, row0 + i * 64, b.sample);
-            }
+            tile_load<D, 64>(b.qs + i * BOXES * QBOX, maps.q, q_full, b.head,
+                             row0 + i * 64, b.sample);
         }
     }
 
-    for (i = 0; i < 3; i++) {
-        tile_ask<BOXES, KT, STAGES>(&b, i);
+    for (i = 0; i <= AHEAD; i++) {
+        tile_ask<D, KT, STAGES>(&b, i);
     }
 
     if (b.group >= groups) {
@@ -675,7 +678,7 @@ attention_sm90(const __grid_constant__ CUtensorMap qmap,
 
     barrier_wait(q_full, 0);
 
-    all_keys<D, KT, STAGES, POLY, TURNS>(&b, o, l);
+    all_keys<D, KT, STAGES>(&b, o, l);
 
     for (i = 0; i < 2; i++) {
         f[i] = 1 / quad_sum(l[i]);
@@ -703,8 +706,8 @@ attention_sm90(const __grid_constant__ CUtensorMap qmap,
 
     if (b.lane == 0 && row0 < lq) {
         for (j = 0; j < BOXES; j++) {
-            box_store(&omap, b.qs + j * QBOX + row * ROW, j * 64, b.head, row0,
-                      b.sample);
+            box_store(&maps.o, b.qs + j * QBOX + row * ROW, j * 64, b.head,
+                      row0, b.sample);
         }
 
         box_store_wait();
@@ -714,17 +717,17 @@ attention_sm90(const __grid_constant__ CUtensorMap qmap,
 }
 
 
-/* x: [n, rows, heads, d], rows of ld elements; boxes of 64 x height rows */
+/* x: [n, rows, heads, d], rows of ld elements; boxes of width x height rows */
 
 static int
 map(CUtensorMap *m, encode_pt encode, const sd_half_t *x, int n, int rows,
-    int heads, int d, int ld, int height)
+    int heads, int d, int ld, int width, int height)
 {
     cuuint64_t  dims[4], strides[3];
 
     static const cuuint32_t  steps[4] = { 1, 1, 1, 1 };
 
-    cuuint32_t  box[4] = { 64, 1, (cuuint32_t) height, 1 };
+    cuuint32_t  box[4] = { (cuuint32_t) width, 1, (cuuint32_t) height, 1 };
 
     dims[0] = d;
     dims[1] = heads;
@@ -741,6 +744,20 @@ map(CUtensorMap *m, encode_pt encode, const sd_half_t *x, int n, int rows,
                   CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
                   CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE)
            == CUDA_SUCCESS;
+}
+
+
+/* boxes of all 64 columns, and of what is left of them in the last */
+
+static int
+map_both(CUtensorMap *m, encode_pt encode, const sd_half_t *x, int n, int rows,
+    int heads, int d, int ld, int height)
+{
+    return (d < 64
+            || map(&m[0], encode, x, n, rows, heads, d, ld, 64, height))
+           && (d % 64 == 0
+               || map(&m[1], encode, x, n, rows, heads, d, ld, d % 64,
+                      height));
 }
 
 
@@ -819,7 +836,7 @@ whole_blocks(const sd_cuda_chip_t *chip, const sd_cuda_attention_t *a,
 }
 
 
-template <int D, int KT, int GROUPS, int STAGES, int POLY, int TURNS>
+template <int D, int KT, int GROUPS, int STAGES>
 static cudaError_t
 launch(cudaStream_t s, const sd_cuda_chip_t *chip,
     const sd_cuda_attention_t *a, encode_pt encode)
@@ -830,32 +847,27 @@ launch(cudaStream_t s, const sd_cuda_chip_t *chip,
 
     int          whole, blocks;
     dim3         grid;
-    CUtensorMap  q, k, v, o;
-    cudaError_t  rc;
+    maps_t       maps;
 
-    if (!map(&q, encode, a->q, a->n, a->lq, a->heads, D, a->ldq, 64)
-        || !map(&k, encode, a->k, a->n, a->lk, a->heads, D, a->ldk, KT)
-        || !map(&v, encode, a->v, a->n, a->lk, a->heads, D, a->ldk, KT)
-        || !map(&o, encode, a->o, a->n, a->lq, a->heads, D, a->heads * D, 16))
+    memset(&maps, 0, sizeof(maps));
+
+    if (!map_both(maps.q, encode, a->q, a->n, a->lq, a->heads, D, a->ldq, 64)
+        || !map_both(maps.k, encode, a->k, a->n, a->lk, a->heads, D, a->ldk,
+                     KT)
+        || !map_both(maps.v, encode, a->v, a->n, a->lk, a->heads, D, a->ldk,
+                     KT)
+        || !map(&maps.o, encode, a->o, a->n, a->lq, a->heads, D, a->heads * D,
+                D < 64 ? D : 64, 16))
     {
         return cudaErrorInvalidValue;
-    }
-
-    rc = cudaFuncSetAttribute(
-             attention_sm90<D, KT, GROUPS, STAGES, POLY, TURNS>,
-             cudaFuncAttributeMaxDynamicSharedMemorySize, SIZE);
-    if (rc != cudaSuccess) {
-        return rc;
     }
 
     whole = whole_blocks(chip, a, GROUPS, &blocks);
     grid = dim3(a->heads, blocks, a->n);
 
-    attention_sm90<D, KT, GROUPS, STAGES, POLY, TURNS>
-        <<<grid, GROUPS * 128, SIZE, s>>>(q, k, v, o, a->lq, a->lk,
-                                          a->scale * LOG2E, whole);
-
-    return cudaGetLastError();
+    return sd_launch_early(attention_sm90<D, KT, GROUPS, STAGES>, 1, grid,
+                           GROUPS * 128, SIZE, s, maps, a->lq, a->lk,
+                           a->scale * LOG2E, whole);
 }
 
 
@@ -890,15 +902,15 @@ sd_cuda_attention_sm90(cudaStream_t s, const sd_cuda_chip_t *chip,
     switch (a->d) {
 
     case 40:
-        return launch<40, 128, 3, 4, 2, 0>(s, chip, a, encode);
+        return launch<40, 96, 4, 4>(s, chip, a, encode);
 
     case 64:
-        return launch<64, 128, 3, 4, 0, 1>(s, chip, a, encode);
+        return launch<64, 128, 3, 4>(s, chip, a, encode);
 
     case 80:
-        return launch<80, 128, 2, 3, 2, 0>(s, chip, a, encode);
+        return launch<80, 128, 2, 3>(s, chip, a, encode);
 
     default:
-        return launch<160, 64, 2, 3, 0, 1>(s, chip, a, encode);
+        return launch<160, 64, 2, 3>(s, chip, a, encode);
     }
 }

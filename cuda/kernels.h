@@ -188,7 +188,8 @@ cudaError_t sd_cuda_to_float(cudaStream_t s, float *y, const sd_half_t *x,
  * q: [n, lq] rows of ldq elements, k, v: [n, lk] rows of ldk, o: [n, lq] rows
  * of heads * d, packed; the heads of a row stand side by side, d elements each.
  * kv: NULL, or [n] pointers to tables of lk rows of ldk elements: sample i
- * reads k at kv[i] + k_at and v at kv[i] + v_at instead.
+ * reads k at kv[i] + k_at and v at kv[i] + v_at instead.  The tables are older
+ * than what is before this in the stream, and may be read while that runs.
  * causal: query i sees keys 0 .. i; lq == lk then.  d: 1 .. 160.
  * A row's sum depends on lk and d alone.
  */
