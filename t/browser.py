@@ -407,6 +407,35 @@ def errors(tap, browser, url, shots):
     tap.ok(True, 'after which it tries again')
     v.page.unroute('**/generate')
 
+    # who waits sees where, and for how long
+
+    v.page.evaluate('''() => {
+        const plain = globalThis.fetch;
+        const json = '{"event":"queued","position":3,"eta":12.3}';
+        const text = '--b\\r\\nContent-Type: application/json\\r\\n'
+                     + 'Content-Length: ' + json.length + '\\r\\n'
+                     + 'SD-Event: queued\\r\\nSD-Step: 0\\r\\nSD-Steps: 20'
+                     + '\\r\\nSD-Image: 0\\r\\nSD-Seed: 1\\r\\n\\r\\n' + json
+                     + '\\r\\n--b\\r\\n';
+
+        globalThis.fetch = (url, options) => {
+            globalThis.fetch = plain;
+
+            return Promise.resolve(new Response(new ReadableStream({
+                start(c) {
+                    c.enqueue(new TextEncoder().encode(text));
+                    options.signal.addEventListener("abort",
+                        () => c.error(options.signal.reason));
+                }
+            }), { headers: { 'Content-Type': 'multipart/mixed; boundary=b' } }));
+        };
+    }''')
+    v.click('#generate')
+    v.see('body').to_contain_text('2 before you in the queue, about 12 s')
+    tap.ok(True, 'a place in the queue is shown, and when it begins')
+    v.click('#stop')
+    v.see('#generate').to_be_visible()
+
     # a connection that breaks, and a server that is not there
 
     v.page.route('**/generate', lambda route: route.abort())

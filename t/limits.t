@@ -67,7 +67,14 @@ is(json_decode($r->body())->{error}{code}, 'rate_limit_exceeded', 'in JSON');
 my $long = $t->post('/share', { %long }, Accept => 'multipart/mixed');
 is($long->status(), 200, 'one at a time');
 
-is($t->post('/share', { %small })->status(), 429, 'a second is one too many');
+is($long->part()->{event}, 'start', 'it runs');
+
+$r = $t->post('/share', { %small });
+is($r->status(), 429, 'a second is one too many');
+is($r->header('Content-Type'), 'application/json', 'as JSON');
+is(json_decode($r->body())->{error}{code}, 'rate_limit_exceeded', 'its code');
+is(json_decode($r->body())->{error}{type}, 'rate_limit_error', 'and type');
+is($t->status()->{running}, 1, 'the first one still runs');
 
 $long->close();
 

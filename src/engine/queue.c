@@ -146,6 +146,21 @@ sd_queue_slots_locked(const sd_engine_t *e)
 }
 
 
+/* that take pictures; one at least, to divide by */
+
+static int
+sd_queue_devices_locked(const sd_engine_t *e)
+{
+    int  k, n;
+
+    for (k = 0, n = 0; k < e->ndevices; k++) {
+        n += e->devices[k].state == SD_MODEL_READY;
+    }
+
+    return n ? n : 1;
+}
+
+
 /* the slots of all devices, as far as these take pictures */
 
 static void
@@ -559,16 +574,13 @@ sd_queue_full(sd_job_t *job, sd_error_t *err)
 static int
 sd_queue_long_locked(sd_job_t *job, double work, sd_error_t *err)
 {
-    int           k, devices;
+    int           devices;
     sd_engine_t  *e;
 
     e = job->engine;
+    devices = sd_queue_devices_locked(e);
 
-    for (k = 0, devices = 0; k < e->ndevices; k++) {
-        devices += e->devices[k].state == SD_MODEL_READY;
-    }
-
-    if (e->conf.queue_time == 0 || devices == 0 || e->nwaiting == 0
+    if (e->conf.queue_time == 0 || e->nwaiting == 0
         || e->nwaiting < sd_queue_free_locked(e)
         || (e->queued + work) / devices <= e->conf.queue_time)
     {
