@@ -138,6 +138,9 @@ is(requests(500, 'error'), 0, 'none failed');
 %now = metrics();
 
 is($now{sd_pictures_total}, 4, 'pictures');
+is($now{'sd_prompt_cache_total{result="miss"}'}, 1, 'all of one prompt');
+cmp_ok($now{'sd_prompt_cache_total{result="hit"}'}, '>=', 9,
+    'which was encoded once, the empty one before them');
 is($now{'sd_resumes_total{result="exact"}'}, 1, 'resumes');
 is($now{'sd_resumes_total{result="refused"}'}, 1, 'those refused');
 is($now{sd_queue_seconds_count}, 6, 'waits of those that had a slot');

@@ -199,7 +199,7 @@ sd_cli_memory(sd_cli_memory_t *mem, sd_model_t *m, sd_device_t *dev,
         return SD_ERROR;
     }
 
-    mem->picture = sd_picture_memory(p);
+    mem->picture = sd_picture_memory(p) + sd_picture_texts_memory(p);
     sd_picture_destroy(p);
 
     if (sd_model_plan(m, dev, params->width, params->height, &step, &prompt,

@@ -427,7 +427,14 @@ sd_picture_move(sd_picture_t *p, sd_model_t *m)
 size_t
 sd_picture_memory(const sd_picture_t *p)
 {
-    return p->memory_size + p->n * sd_picture_text_size(p);
+    return p->memory_size;
+}
+
+
+size_t
+sd_picture_texts_memory(const sd_picture_t *p)
+{
+    return p->n * sd_picture_text_size(p);
 }
 
 

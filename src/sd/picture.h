@@ -58,9 +58,10 @@ void sd_picture_destroy(sd_picture_t *p);
  * numerics of a state that the picture goes on from is said anew */
 void sd_picture_move(sd_picture_t *p, sd_model_t *m);
 
-/* what the picture's device memory takes: latents, time embeddings, and K/V,
- * which others may share; from begin to destroy */
+/* what the picture's own device memory takes: latents, time embeddings; from
+ * begin to destroy.  And its prompts' K/V, which others may share */
 size_t sd_picture_memory(const sd_picture_t *p);
+size_t sd_picture_texts_memory(const sd_picture_t *p);
 
 /*
  * cx: a context whose arena holds at least what sd_model_plan() says; it is
