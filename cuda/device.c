@@ -184,7 +184,7 @@ sd_cuda_properties(sd_cuda_device_t *d, sd_device_t *dev, sd_error_t *err)
 
     snprintf(dev->isa, sizeof(dev->isa), "sm_%d", d->chip.arch);
     snprintf(dev->numerics, sizeof(dev->numerics),
-             "cuda-fp16-sm_%d-cudnn%zu-cublas%zu-1", d->chip.arch,
+             "cuda-fp16-sm_%d-cudnn%zu-cublas%zu-2", d->chip.arch,
              cudnnGetVersion(), cublasLtGetVersion());
 
     return SD_OK;
