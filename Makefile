@@ -313,7 +313,7 @@ valgrind:
 .PHONY: container-test
 container-test:
 	@$(MAKE) --no-print-directory deps PKGS='$(PKGS) debootstrap'
-	SD_BUILD=$(BUILD) prove -v -It/lib t/container/run.pl
+	SD_BUILD=$(BUILD) prove -v -It/lib t/container/run.pl t/container/cuda.pl
 
 # every weather for SOAK_TIME seconds; the table goes into bench/RESULTS.md
 SOAK_TIME ?= 600

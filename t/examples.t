@@ -203,6 +203,14 @@ same($lives->post('/generate', { %small, steps => 200 })->body(), $again,
      'its picture is made by the other');
 
 
+my $id = $r->header('X-Request-Id');
+my $logged = sub { slurp($_[0]) =~ /id=\Q$id\E\b/ };
+
+ok((wait_for { $logged->("$lb->{dir}/pictures.log") }), 'the balancer\'s log');
+ok((wait_for { $logged->("$lives->{dir}/access.log") }),
+   'and the server\'s have the same id');
+
+
 # none is there
 
 $lives->stop();

@@ -20,30 +20,9 @@ use SD::Container;
 plan(skip_all => 'needs root') unless $> == 0;
 
 my $work = "$SD::BUILD/container";
-my $debian = "$work/debian";
-
-system('mkdir', '-p', $work);
-
-if (!-e "$debian/etc/debian_version") {
-    system("debootstrap --variant=minbase bookworm $debian.new "
-           . '${DEBIAN_MIRROR:-http://deb.debian.org/debian}'
-           . " && mv $debian.new $debian") == 0
-        or BAIL_OUT('debootstrap');
-
-    # as in Debian's image: no service is started by its package
-
-    open my $f, '>', "$debian/usr/sbin/policy-rc.d" or die "$!";
-    print $f "#!/bin/sh\nexit 101\n";
-    close $f;
-    chmod 0755, "$debian/usr/sbin/policy-rc.d";
-}
-
-system("cp /etc/resolv.conf /etc/hosts $debian/etc/");
-
-
 my $c = SD::Container->new('docker/Dockerfile.cpu');
 
-$c->build($work, $debian);
+$c->build($work);
 pass('built');
 
 my $root = $c->{root};

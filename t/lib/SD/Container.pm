@@ -6,8 +6,11 @@ package SD::Container;
 # does not know, it does not skip: it dies.
 #
 #     my $c = SD::Container->new('docker/Dockerfile.cpu');
-#     $c->build($directory, $debian);       # a root file system of Debian's
-#     my $pid = $c->run(PORT => 8080);      # of what is process 1 in there
+#     $c->build($directory);                # and what Debian is made of, once
+#     my $pid = $c->run({ PORT => 8080 });  # of what is process 1 in there
+#
+# {binds} are directories of this host that all steps see, {arg} values of ARG,
+# and {files} what ADD finds at an address, by the file's name.
 
 use warnings;
 use strict;
@@ -23,7 +26,8 @@ sub new {
     my ($class, $file) = @_;
 
     my $text = SD::slurp("$SD::TOP/$file") or die "$file: $!\n";
-    my $self = bless { file => $file, stages => [] }, $class;
+    my $self = bless { file => $file, stages => [], binds => {}, arg => {},
+                       files => {} }, $class;
 
     $text =~ s/^\s*#.*\n//mg;
     $text =~ s/\\\n/ /g;
@@ -109,7 +113,7 @@ sub sources {
 
 
 sub shell {
-    my ($root, $env, $dir, @command) = @_;
+    my ($self, $root, $env, $dir, @command) = @_;
 
     # of what is mounted nothing is left when the last process ends
 
@@ -117,6 +121,9 @@ sub shell {
         . ' mount --make-rprivate /;'
         . ' mount -t proc proc "$root/proc";'
         . ' mount --rbind /dev "$root/dev";'
+        . join('', map { " mkdir -p \"\$root$_\";"
+                         . " mount --bind $self->{binds}{$_} \"\$root$_\";" }
+                   sort keys %{$self->{binds}})
         . ' exec chroot "$root" env -i "$@"';
 
     return ('unshare', '--mount', '--pid', '--fork', '--kill-child',
@@ -159,14 +166,42 @@ sub copy {
 }
 
 
-sub build {
-    my ($self, $work, $debian) = @_;
+# a Debian in a directory, as in its image: no service is started by its package
 
+sub debian {
+    my ($work) = @_;
+
+    my $root = "$work/debian";
+
+    if (!-e "$root/etc/debian_version") {
+        my $mirror = $ENV{DEBIAN_MIRROR} // 'http://deb.debian.org/debian';
+
+        system("mkdir -p $work && rm -rf --one-file-system $root.new"
+               . " && debootstrap --variant=minbase bookworm $root.new $mirror"
+               . " && mv $root.new $root") == 0 or die "debootstrap\n";
+
+        open my $f, '>', "$root/usr/sbin/policy-rc.d" or die "$!";
+        print $f "#!/bin/sh\nexit 101\n";
+        close $f;
+        chmod 0755, "$root/usr/sbin/policy-rc.d";
+    }
+
+    system("cp /etc/resolv.conf /etc/hosts $root/etc/");
+
+    return $root;
+}
+
+
+sub build {
+    my ($self, $work) = @_;
+
+    my $debian = debian($work);
+    my $name = $self->{file} =~ s{.*\.}{}r;
     my %env;
 
     for my $stage (@{$self->{stages}}) {
-        my $n = keys %{$self->{roots} // {}};
-        my $root = "$work/stage$n";
+        my $n = $self->{n}++ // 0;
+        my $root = "$work/$name$n";
         my $from = $stage->{from} =~ /^debian:bookworm-slim$/
                    ? $debian : $self->{roots}{$stage->{from}}
             or die "FROM $stage->{from}\n";
@@ -176,7 +211,7 @@ sub build {
             or die "cp $from\n";
 
         my $dir = '/';
-        %env = ();
+        %env = %{$self->{envs}{$stage->{from}} // {}};
 
         for (@{$stage->{steps}}) {
             my ($name, $rest) = @$_;
@@ -184,12 +219,25 @@ sub build {
             print "# $name $rest\n";
 
             if ($name eq 'RUN') {
-                my @command = shell($root, \%env, $dir, 'sh', '-c', $rest);
+                my @command = $self->shell($root, \%env, $dir, 'sh', '-c',
+                                           $rest);
 
                 system(@command) == 0 or die "RUN $rest: $?\n";
 
             } elsif ($name eq 'COPY') {
                 $self->copy($root, $dir, $rest);
+
+            } elsif ($name eq 'ADD') {
+                my ($file, $to) = $rest =~ m{^https://\S*/(\S+)\s+(\S+/)$}
+                    or die "ADD $rest\n";
+                system('cp', $self->{files}{$file} // "no $file",
+                       "$root$to$file")
+                    == 0 or die "ADD $rest\n";
+
+            } elsif ($name eq 'ARG') {
+                my ($key, $value) = $rest =~ /^(\w+)="?(.*?)"?$/
+                    or die "ARG $rest\n";
+                $env{$key} = $self->{arg}{$key} // $value;
 
             } elsif ($name eq 'WORKDIR') {
                 $dir = $rest;
@@ -207,6 +255,7 @@ sub build {
 
         $self->{roots}{$n} = $self->{roots}{$stage->{name} || $n}
             = $self->{root} = $root;
+        $self->{envs}{$stage->{name} || $n} = { %env };
     }
 
     $self->{env} = \%env;
@@ -227,7 +276,8 @@ sub command {
 sub exec_in {
     my ($self, $env, @command) = @_;
 
-    return shell($self->{root}, { %{$self->{env}}, %$env }, '/', @command);
+    return $self->shell($self->{root}, { %{$self->{env}}, %$env }, '/',
+                        @command);
 }
 
 
