@@ -154,7 +154,7 @@ for my $how ('killed', 'QUIT', 'engine killed') {
        "$how: from a state, not from the beginning");
 
     if ($how eq 'QUIT') {
-        is(scalar(grep { m{ /generate 200 error } } $one->access()),
+        is(scalar(grep { m{ /generate 200 handoff } } $one->access()),
            scalar @moved, "$how: each was handed over by the one that went");
         ok(defined $one->ended(30), "$how: which ended then");
     }
