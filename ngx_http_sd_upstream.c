@@ -29,6 +29,7 @@ typedef struct {
     size_t                     ending_len;
     size_t                     ending_size;
 
+    unsigned                   heard:1;     /* of the engine */
     unsigned                   has_info:1;
     unsigned                   done:1;      /* END has come */
 } ngx_http_sd_ctx_t;
@@ -51,7 +52,8 @@ static ngx_int_t ngx_http_sd_frame(ngx_http_sd_ctx_t *ctx, u_char *p,
 static ngx_int_t ngx_http_sd_ending_append(ngx_http_sd_ctx_t *ctx, u_char *p,
     size_t n);
 static void ngx_http_sd_abort_request(ngx_http_request_t *r);
-static void ngx_http_sd_count_error(ngx_http_request_t *r, ngx_uint_t code);
+static void ngx_http_sd_count(ngx_http_request_t *r, ngx_uint_t code,
+    sd_result_t result);
 static void ngx_http_sd_finalize_request(ngx_http_request_t *r, ngx_int_t rc);
 
 
@@ -395,6 +397,9 @@ ngx_http_sd_process_header(ngx_http_request_t *r)
     u = r->upstream;
     b = &u->buffer;
 
+    ctx = ngx_http_get_module_ctx(r, ngx_http_sd_module);
+    ctx->heard = 1;
+
     for ( ;; ) {
         n = b->last - b->pos;
 
@@ -425,8 +430,6 @@ ngx_http_sd_process_header(ngx_http_request_t *r)
             if (frame.length != sizeof(sd_frame_info_t)) {
                 goto invalid;
             }
-
-            ctx = ngx_http_get_module_ctx(r, ngx_http_sd_module);
 
             ngx_memcpy(&ctx->info, p, sizeof(sd_frame_info_t));
             ctx->has_info = 1;
@@ -734,13 +737,13 @@ ngx_http_sd_abort_request(ngx_http_request_t *r)
 
 
 static void
-ngx_http_sd_count_error(ngx_http_request_t *r, ngx_uint_t code)
+ngx_http_sd_count(ngx_http_request_t *r, ngx_uint_t code, sd_result_t result)
 {
     ngx_http_sd_main_conf_t  *smcf;
 
     smcf = ngx_http_get_module_main_conf(r, ngx_http_sd_module);
 
-    sd_stats_request(smcf->zone->data, (int) code, SD_RESULT_ERROR);
+    sd_stats_request(smcf->zone->data, (int) code, result);
 }
 
 
@@ -750,6 +753,7 @@ ngx_http_sd_finalize_request(ngx_http_request_t *r, ngx_int_t rc)
     char               *status;
     ngx_buf_t          *b;
     ngx_uint_t          code;
+    sd_result_t         result;
     ngx_chain_t         out;
     ngx_http_sd_ctx_t  *ctx;
 
@@ -765,20 +769,25 @@ ngx_http_sd_finalize_request(ngx_http_request_t *r, ngx_int_t rc)
         || rc == NGX_HTTP_REQUEST_TIME_OUT || r->connection->error)
     {
         status = "cancelled";
+        result = SD_RESULT_NONE;
 
     } else if (rc == NGX_HTTP_GATEWAY_TIME_OUT) {
         status = "timeout";
+        result = ctx->heard ? SD_RESULT_NONE : SD_RESULT_TIMEOUT;
 
     } else {
         status = "error";
+        result = SD_RESULT_ERROR;
+    }
 
-        /* it cannot count this itself: it has died, or never heard of it */
+    /* what it does not count itself: it has died, or never heard of this */
 
+    if (result != SD_RESULT_NONE) {
         code = r->upstream->header_sent ? r->headers_out.status
                : rc >= NGX_HTTP_SPECIAL_RESPONSE ? (ngx_uint_t) rc
                : NGX_HTTP_INTERNAL_SERVER_ERROR;
 
-        ngx_http_sd_count_error(r, code);
+        ngx_http_sd_count(r, code, result);
     }
 
     ngx_cpystrn((u_char *) ctx->info.status, (u_char *) status,

@@ -21,6 +21,7 @@ my %conf = (main => 'worker_processes 2;', http => <<'END', server => <<'END');
 END
         location = /generate { sd_generate; add_header X-Worker $pid; }
         location = /timeout { sd_generate; sd_timeout 300ms; }
+        location = /impatient { sd_generate; sd_read_timeout 1s; }
         location = /metrics { sd_metrics; }
         location = /livez { sd_live; }
         location = /readyz { sd_ready; }
@@ -273,6 +274,11 @@ is(scalar @{$t->status()->{engines}}, 0, 'without engines');
 my @parts = $stream->parts();
 is($parts[-1]{event}, 'error', 'the stream ends with an error');
 is(requests(200, 'error'), 1, 'and is counted');
+
+my $timeouts = requests(504, 'timeout');
+is($t->post('/impatient', { %small })->status(), 504,
+   'a request that no engine hears of');
+is(requests(504, 'timeout'), $timeouts + 1, 'is counted, too');
 
 kill 'CONT', $t->{pid};
 

@@ -4,6 +4,7 @@
  */
 
 #include <fcntl.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -148,8 +149,13 @@ sd_stats_process(int pid)
     snprintf(buf, sizeof(buf), "/proc/%d/stat", pid);
 
     fd = open(buf, O_RDONLY|O_CLOEXEC);
+
     if (fd == -1) {
-        return 0;
+
+        /* without /proc, as in a chroot, there is but the id */
+
+        return access("/proc/self/stat", F_OK) == -1 && kill(pid, 0) == 0 ? pid
+                                                                          : 0;
     }
 
     n = read(fd, buf, sizeof(buf) - 1);

@@ -1507,6 +1507,10 @@ test_no_cards(void)
     ask_status(&a);
     ok(has(&a, "{\"name\":\"cuda:1\",\"state\":\"failed\",\"error\":")
        && has(&a, "cuda:1 is out of order"), "is shown with its reason");
+    ask_ready(&a);
+    is_int(a.status, 503, "a server that lacks a card is not ready");
+    ok(has(&a, "{\"status\":\"device_failed\",\"error\":{\"message\":"
+           "\"cuda:1 is out of order\""), "and says which");
     sd_engine_stop(e);
 
     fake_dead_cards = 7;
@@ -1595,6 +1599,7 @@ test_stop(const char *devices)
 static void
 test_death(void)
 {
+    int           errors;
     answer_t      a = { 0 };
     sd_engine_t  *e;
 
@@ -1604,6 +1609,7 @@ test_death(void)
     ask(&a, request(SD_DIALECT_NATIVE, ""), "{\"prompt\":\"x\"}");
     is_int(a.status, 200, "a card that lives");
 
+    errors = atomic_load(&stats->counts[SD_COUNT_DEVICE_ERRORS]);
     fake_step_fails = fake_dead = 1;
     ask(&a, request(SD_DIALECT_NATIVE, JSON), "{\"prompt\":\"x\"}");
     is_int(a.status, 500, "a card dies under a picture");
@@ -1616,6 +1622,13 @@ test_death(void)
 
     ask_ready(&a);
     is_int(a.status, 503, "nor is it ready");
+
+    ask_status(&a);
+    ok(has(&a, "{\"name\":\"cuda:0\",\"state\":\"failed\"")
+       && has(&a, "\"error\":{\"message\":\"a step went wrong\""),
+       "the status says why");
+    is_int(atomic_load(&stats->counts[SD_COUNT_DEVICE_ERRORS]) - errors, 1,
+           "and it is counted");
 
     fake_dead = fake_cards = 0;
 
