@@ -21,7 +21,7 @@ plan(skip_all => "no $source") unless -f "$source/conf_flags";
 
 my $dir = abs_path(tempdir('sd-test-XXXXXX', TMPDIR => 1, CLEANUP => 1));
 
-delete @ENV{qw/ MAKEFLAGS MAKELEVEL MFLAGS BUILD SD_LIB /};
+delete @ENV{qw/ MAKEFLAGS MAKELEVEL MFLAGS BUILD SD_LIB SANITIZE /};
 
 
 sub run {

@@ -182,7 +182,8 @@ ok((wait_for { $t->status()->{connections} == 0 } 10), 'nothing is left');
 $r = $t->post('/timeout', { %long });
 is($r->status(), 504, 'a timeout before the first byte');
 
-$r = $t->post('/timeout', { %long }, Accept => $mixed);
+$r = $t->post('/timeout', { %long, width => 64, height => 64 },
+              Accept => $mixed);
 @parts = $r->parts();
 is($parts[-1]{event}, 'error', 'a timeout within the stream');
 ok($r->complete(), 'which ends in order');

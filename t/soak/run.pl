@@ -59,7 +59,7 @@ sub positions {
 
     return unless $kind eq 'reset_request' || $kind eq 'reset_response';
 
-    my $n = $kind eq 'reset_response' ? 100 : 25;
+    my $n = $kind eq 'reset_response' ? 250 : 50;
     my @positions = map { ($reset + $_) % $bytes } 0 .. $n - 1;
 
     $reset += $n if $kind eq 'reset_response';
