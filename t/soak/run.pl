@@ -152,7 +152,7 @@ sub census {
     wait_for { $t->workers() == 2 } 60
         or push @failed, 'old workers stay: ' . join ' ', $t->workers();
 
-    my $all = $w->census();
+    my $all = $w->settled();
 
     for my $pid (keys %$all) {
         my $role = $pid == $t->{pid} ? 'master' : $pid == $engine ? 'engine'

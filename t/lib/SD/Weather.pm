@@ -42,7 +42,7 @@ sub conf {
             http => <<'END', server => <<'END', servers => <<'END');
     sd_model %%MODEL%%;
     sd_max_steps 1000;
-    sd_queue 256;
+    sd_queue 1024;
     sd_drain_timeout 60s;
     client_max_body_size 1m;
     client_body_buffer_size 4k;
@@ -683,6 +683,29 @@ sub census {
     }
 
     return \%census;
+}
+
+
+# the same once nothing comes or goes any more: nginx is a moment behind us
+
+sub settled {
+    my ($self) = @_;
+    my ($census, $last) = ({}, '');
+
+    $self->quiet();
+
+    wait_for {
+        select undef, undef, undef, 0.3;
+        $census = $self->census();
+
+        my $now = join ' ', map { $census->{$_}{fds} } sort keys %$census;
+        my $same = $now eq $last;
+
+        $last = $now;
+        $same;
+    };
+
+    return $census;
 }
 
 
