@@ -249,7 +249,8 @@ ok((wait_for {
     } 60), 'sd_loading fail: 503 while the model is not there');
 like($refused->body(), qr/"code":"warming_up"/, 'by name');
 like($refused->header('Retry-After'), qr/^\d+$/, 'with Retry-After');
-is($t->get('/ping')->status(), 503, 'not ready');
+ok((wait_for { $t->get('/ping')->status() == 503 } 10),
+    'not ready, once old workers accept no more');
 like($t->log(), qr/sd: waiting for the engine of process $old[0] to end/,
     'sd_reload wait: it waits for the old one');
 unlike($t->log(), qr/is ready.*is ready/s, 'and loads nothing');
