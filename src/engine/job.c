@@ -175,7 +175,9 @@ sd_job_mail_locked(sd_job_t *job, sd_mail_t *mail)
         *e->last_ready = job;
         e->last_ready = &job->next_ready;
 
-        pthread_cond_signal(&e->encoder_cond);
+        /* all of them: before its 2.41, glibc's pthread_cond_signal() may
+         * wake nobody where several wait (its bug 25847) */
+        pthread_cond_broadcast(&e->encoder_cond);
     }
 }
 
