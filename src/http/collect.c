@@ -14,10 +14,12 @@
 #define SD_MAX_COLLECTED  (96 * 1024 * 1024)
 
 
+/* the insides of JSON arrays; images by their number, as they may be finished
+ * in any order */
+
 typedef struct {
-    sd_buf_t             images;        /* the insides of JSON arrays */
+    sd_buf_t             images[SD_MAX_IMAGES];
     sd_buf_t             previews;
-    sd_buf_t             latents;
     int                  started;
     sd_picture_info_t    info;          /* as of START */
     const char          *numerics;
@@ -34,15 +36,24 @@ sd_collect_type(char *dst, size_t n, const sd_job_info_t *job)
 static int
 sd_collect_check(const sd_collect_t *c, const sd_buf_t *out, sd_error_t *err)
 {
-    if (c->images.len + c->previews.len + c->latents.len > SD_MAX_COLLECTED) {
+    int     i, failed;
+    size_t  len;
+
+    len = c->previews.len;
+    failed = out->failed || c->previews.failed;
+
+    for (i = 0; i < SD_MAX_IMAGES; i++) {
+        len += c->images[i].len;
+        failed |= c->images[i].failed;
+    }
+
+    if (len > SD_MAX_COLLECTED) {
         return sd_error(err, 413, "answer_too_large", NULL,
                         "the pictures are too many for one JSON object; ask "
                         "for fewer or for a format that streams");
     }
 
-    if (out->failed || c->images.failed || c->previews.failed
-        || c->latents.failed)
-    {
+    if (failed) {
         return sd_fail(err, "no memory for the answer");
     }
 
@@ -53,11 +64,35 @@ sd_collect_check(const sd_collect_t *c, const sd_buf_t *out, sd_error_t *err)
 static void
 sd_collect_cleanup(void *state)
 {
+    int            i;
     sd_collect_t  *c = state;
 
-    sd_buf_free(&c->images);
+    for (i = 0; i < SD_MAX_IMAGES; i++) {
+        sd_buf_free(&c->images[i]);
+    }
+
     sd_buf_free(&c->previews);
-    sd_buf_free(&c->latents);
+}
+
+
+static void
+sd_collect_images(sd_buf_t *out, const sd_collect_t *c)
+{
+    int          i;
+    const char  *comma;
+
+    comma = "";
+    sd_buf_puts(out, "\"images\":[");
+
+    for (i = 0; i < SD_MAX_IMAGES; i++) {
+        if (c->images[i].len) {
+            sd_buf_puts(out, comma);
+            sd_buf_append(out, c->images[i].data, c->images[i].len);
+            comma = ",";
+        }
+    }
+
+    sd_buf_puts(out, "]");
 }
 
 
@@ -128,7 +163,7 @@ sd_json_event(sd_buf_t *out, void *state, const sd_job_info_t *job,
         break;
 
     case SD_EVENT_FINAL:
-        rc = sd_json_picture(&c->images, job, ev,
+        rc = sd_json_picture(&c->images[ev->image], job, ev,
                              job->params->latent != SD_LATENT_NONE, err);
         break;
 
@@ -150,9 +185,8 @@ sd_json_event(sd_buf_t *out, void *state, const sd_job_info_t *job,
 
     sd_buf_printf(out, "{\"created\":%lld,", (long long) job->created);
     sd_format_start(out, job, &start);
-    sd_buf_puts(out, ",\"images\":[");
-    sd_buf_append(out, c->images.data, c->images.len);
-    sd_buf_puts(out, "]");
+    sd_buf_puts(out, ",");
+    sd_collect_images(out, c);
 
     if (c->previews.len) {
         sd_buf_puts(out, ",\"previews\":[");
@@ -167,14 +201,14 @@ sd_json_event(sd_buf_t *out, void *state, const sd_job_info_t *job,
 }
 
 
-/* SageMaker's: JPEGs in their order, and for a page the state behind them */
+/* SageMaker's: each picture's JPEGs in their order, and for a page the state behind them */
 
 static int
 sd_sagemaker_event(sd_buf_t *out, void *state, const sd_job_info_t *job,
     const sd_event_t *ev, sd_error_t *err)
 {
     int                       rc;
-    sd_buf_t                  b;
+    sd_buf_t                  b, *list;
     sd_collect_t             *c = state;
     const sd_job_params_t    *p;
 
@@ -188,9 +222,11 @@ sd_sagemaker_event(sd_buf_t *out, void *state, const sd_job_info_t *job,
         memset(&b, 0, sizeof(sd_buf_t));
         rc = sd_format_picture(&b, job, ev, p->image, p->quality, err);
 
-        sd_buf_puts(&c->images, c->images.len ? ",\"" : "\"");
-        sd_buf_base64(&c->images, b.data, b.len);
-        sd_buf_puts(&c->images, "\"");
+        list = &c->images[ev->image];
+
+        sd_buf_puts(list, list->len ? ",\"" : "\"");
+        sd_buf_base64(list, b.data, b.len);
+        sd_buf_puts(list, "\"");
 
         sd_buf_free(&b);
 
@@ -207,9 +243,8 @@ sd_sagemaker_event(sd_buf_t *out, void *state, const sd_job_info_t *job,
         return SD_OK;
     }
 
-    sd_buf_puts(out, "{\"images\":[");
-    sd_buf_append(out, c->images.data, c->images.len);
-    sd_buf_puts(out, "]");
+    sd_buf_puts(out, "{");
+    sd_collect_images(out, c);
 
     if (p->run_steps) {
         sd_buf_puts(out, ",\"latents\":\"");

@@ -48,7 +48,7 @@ const sd_field_t  sd_fields[SD_FIELDS] = {
       "Picture i of a request has seed + i. -1: random, and reported." },
 
     [SD_FIELD_IMAGES] =
-    { "num_images_per_prompt", "n", SD_TYPE_INTEGER, 1, 64, "1",
+    { "num_images_per_prompt", "n", SD_TYPE_INTEGER, 1, SD_MAX_IMAGES, "1",
       "How many pictures." },
 
     [SD_FIELD_SAMPLER] =

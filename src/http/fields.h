@@ -21,6 +21,7 @@
 #define SD_MAX_PROMPT    32768
 #define SD_MAX_SEED      9007199254740991.0     /* 2^53 - 1: exact in JSON */
 #define SD_MAX_WARNINGS  8
+#define SD_MAX_IMAGES    64
 
 
 /* indices into the table, and bits of "given" */

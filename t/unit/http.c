@@ -417,6 +417,77 @@ test_manual(void)
 }
 
 
+/* pictures of a job are finished in any order, and collected in theirs */
+
+static void
+test_collected(void)
+{
+    int                  i, k;
+    char                *first, *second;
+    void                *state;
+    uint8_t              rgb[2][8 * 8 * 3];
+    sd_buf_t             out, jpeg, alone[2];
+    sd_event_t           ev;
+    sd_job_info_t        job;
+    const sd_format_t   *f;
+
+    static const sd_format_t  *formats[] = {
+        &sd_format_json, &sd_format_sagemaker
+    };
+
+    parse("{\"prompt\":\"a\",\"n\":2}");
+
+    memset(&job, 0, sizeof(sd_job_info_t));
+    job.model = "m";
+    job.fingerprint = "f";
+    job.params = &p;
+
+    memset(rgb[0], 0, sizeof(rgb[0]));
+    memset(rgb[1], 200, sizeof(rgb[1]));
+
+    for (i = 0; i < 2; i++) {
+        f = formats[i];
+        state = calloc(1, f->state_size);
+        memset(&out, 0, sizeof(sd_buf_t));
+        memset(&jpeg, 0, sizeof(sd_buf_t));
+        memset(alone, 0, sizeof(alone));
+
+        for (k = 1; k >= 0; k--) {
+            memset(&ev, 0, sizeof(sd_event_t));
+            ev.type = SD_EVENT_FINAL;
+            ev.image = k;
+            ev.last = k == 0;
+            ev.rgb = rgb[k];
+            ev.rgb_width = 8;
+            ev.rgb_height = 8;
+            ev.rgb_scale = 1;
+
+            ok(f->event(&out, state, &job, &ev, &err) == SD_OK,
+               "%s: picture %d", f->name, k);
+
+            sd_format_picture(&jpeg, &job, &ev, p.image, p.quality, &err);
+            sd_buf_base64(&alone[k], jpeg.data, jpeg.len);
+            sd_buf_append(&alone[k], "", 1);
+            sd_buf_free(&jpeg);
+        }
+
+        sd_buf_append(&out, "", 1);
+
+        first = strstr(out.data, alone[0].data);
+        second = strstr(out.data, alone[1].data);
+
+        ok(first && second && first < second,
+           "%s: pictures in their order, not in that of their ends", f->name);
+
+        f->cleanup(state);
+        free(state);
+        sd_buf_free(&out);
+        sd_buf_free(&alone[0]);
+        sd_buf_free(&alone[1]);
+    }
+}
+
+
 int
 main(void)
 {
@@ -431,6 +502,7 @@ main(void)
     test_query();
     test_accept();
     test_due();
+    test_collected();
     test_manual();
 
     sd_job_params_free(&p);
