@@ -813,35 +813,6 @@ conv_sm90(const __grid_constant__ conv_t u)
 }
 
 
-static int
-map(CUtensorMap *m, encode_pt encode, const void *data, const int *dims,
-    const size_t *strides, const int *box, int swizzle)
-{
-    int         i;
-    cuuint32_t  b[4];
-    cuuint64_t  d[4], s[3];
-
-    static const cuuint32_t  steps[4] = { 1, 1, 1, 1 };
-
-    for (i = 0; i < 4; i++) {
-        d[i] = dims[i];
-        b[i] = box[i];
-
-        if (i) {
-            s[i - 1] = strides[i - 1] * sizeof(sd_half_t);
-        }
-    }
-
-    return encode(m, CU_TENSOR_MAP_DATA_TYPE_FLOAT16, 4, (void *) data, d, s,
-                  b, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
-                  swizzle ? CU_TENSOR_MAP_SWIZZLE_128B
-                          : CU_TENSOR_MAP_SWIZZLE_NONE,
-                  CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-                  CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE)
-           == CUDA_SUCCESS;
-}
-
-
 /* how many clusters run at once */
 
 template <int COLS, int SPLIT, int MANY>
@@ -1064,11 +1035,11 @@ sd_cuda_conv_sm90(cudaStream_t s, const sd_cuda_chip_t *chip,
     const size_t  ysteps[3] = { (size_t) d->k, row, image };
     const int     ybox[4] = { CHUNK, u.width, 64 / u.width, 1 };
 
-    ok = map(&u.x, encode, d->x, xdims, xsteps, xbox, 1)
-         && map(&u.w, encode, d->w, wdims, wsteps, wbox, 1)
-         && map(&u.y, encode, d->y, ydims, ysteps, ybox, 0)
-         && map(&u.residual, encode, d->residual ? d->residual : d->y, ydims,
-                ysteps, ybox, 0);
+    ok = map_boxes(&u.x, encode, d->x, xdims, xsteps, xbox, 1)
+         && map_boxes(&u.w, encode, d->w, wdims, wsteps, wbox, 1)
+         && map_boxes(&u.y, encode, d->y, ydims, ysteps, ybox, 0)
+         && map_boxes(&u.residual, encode, d->residual ? d->residual : d->y,
+                      ydims, ysteps, ybox, 0);
 
     if (!ok) {
         return cudaErrorInvalidValue;

@@ -450,35 +450,6 @@ conv_up(const __grid_constant__ up_t u)
 }
 
 
-static int
-map(CUtensorMap *m, encode_pt encode, const void *data, const int *dims,
-    const size_t *strides, const int *box, int swizzle)
-{
-    int         i;
-    cuuint32_t  b[4];
-    cuuint64_t  d[4], s[3];
-
-    static const cuuint32_t  steps[4] = { 1, 1, 1, 1 };
-
-    for (i = 0; i < 4; i++) {
-        d[i] = dims[i];
-        b[i] = box[i];
-
-        if (i) {
-            s[i - 1] = strides[i - 1] * sizeof(sd_half_t);
-        }
-    }
-
-    return encode(m, CU_TENSOR_MAP_DATA_TYPE_FLOAT16, 4, (void *) data, d, s,
-                  b, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
-                  swizzle ? CU_TENSOR_MAP_SWIZZLE_128B
-                          : CU_TENSOR_MAP_SWIZZLE_NONE,
-                  CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-                  CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE)
-           == CUDA_SUCCESS;
-}
-
-
 /*
  * The fewest boxes of so many pixels.  Eight rows of 128 bytes are what swizzles
  * repeat after, so a row has at least eight pixels; four rows, as one more is
@@ -559,11 +530,11 @@ launch(cudaStream_t s, const sd_cuda_conv_t *d, encode_pt encode)
     const size_t  ysteps[3] = { (size_t) 2 * d->k, row, image };
     const int     ybox[4] = { L::CHUNK, u.box.w, 64 / u.box.w, 1 };
 
-    ok = map(&u.x, encode, d->x, xdims, xsteps, xbox, 1)
-         && map(&u.w, encode, d->w, wdims, wsteps, wbox, 1);
+    ok = map_boxes(&u.x, encode, d->x, xdims, xsteps, xbox, 1)
+         && map_boxes(&u.w, encode, d->w, wdims, wsteps, wbox, 1);
 
     for (i = 0; i < 4 && ok; i++) {
-        ok = map(&u.y[i], encode,
+        ok = map_boxes(&u.y[i], encode,
                  d->y + (size_t) i / 2 * d->wd * 2 * d->k + i % 2 * d->k,
                  ydims, ysteps, ybox, L::CHUNK == 64);
     }

@@ -56,6 +56,38 @@ tensor_map_encoder(encode_pt *encode)
 }
 
 
+/* fp16 of four dimensions, the inner one first; strides: elements from one to
+ * the next of each but that; swizzle: by 128 bytes */
+
+static inline int
+map_boxes(CUtensorMap *m, encode_pt encode, const void *data, const int *dims,
+    const size_t *strides, const int *box, int swizzle)
+{
+    int         i;
+    cuuint32_t  b[4];
+    cuuint64_t  d[4], s[3];
+
+    static const cuuint32_t  steps[4] = { 1, 1, 1, 1 };
+
+    for (i = 0; i < 4; i++) {
+        d[i] = dims[i];
+        b[i] = box[i];
+
+        if (i) {
+            s[i - 1] = strides[i - 1] * 2;
+        }
+    }
+
+    return encode(m, CU_TENSOR_MAP_DATA_TYPE_FLOAT16, 4, (void *) data, d, s,
+                  b, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
+                  swizzle ? CU_TENSOR_MAP_SWIZZLE_128B
+                          : CU_TENSOR_MAP_SWIZZLE_NONE,
+                  CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                  CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE)
+           == CUDA_SUCCESS;
+}
+
+
 /* older chips get an empty kernel */
 
 #if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
