@@ -115,7 +115,9 @@ for my $uid ($>, $> == 0 ? 65534 : ()) {
 is($t->status()->{pid}, $engine, 'the same engine');
 is($t->status()->{requests}{rejected}, $requests->{rejected},
    'which knows nothing of it');
-ok((wait_for { my @f = glob "/proc/$engine/fd/*"; @f == $before } 10),
+# fewer, where a request's connection was being closed at first
+
+ok((wait_for { my @f = glob "/proc/$engine/fd/*"; @f <= $before } 10),
    'no descriptor is left');
 
 my @lines = $t->log() =~ /\[warn\].*connections of others/g;
