@@ -71,12 +71,9 @@
 #include <math.h>
 #include <string.h>
 
-#include "attention.h"
-#include "common.cuh"
+#include "attention.cuh"
 #include "sm90.cuh"
 
-
-#define LOG2E  1.44269504088896340736f
 
 #define ROW    128              /* bytes of a row of a box: 64 elements */
 #define MOST   16384.0f         /* of a lane's sums */
@@ -194,26 +191,6 @@ store_zeros(uint32_t at)
 
 
 /* end of primitives */
-
-
-/* a quad of lanes holds a row */
-
-static __device__ __forceinline__ float
-quad_max(float x)
-{
-    x = fmaxf(x, __shfl_xor_sync(0xffffffff, x, 1));
-
-    return fmaxf(x, __shfl_xor_sync(0xffffffff, x, 2));
-}
-
-
-static __device__ __forceinline__ float
-quad_sum(float x)
-{
-    x += __shfl_xor_sync(0xffffffff, x, 1);
-
-    return x + __shfl_xor_sync(0xffffffff, x, 2);
-}
 
 
 /*
@@ -356,11 +333,11 @@ exponentials(uint32_t *p, float *l, const float *s, const float *u, float c)
 
     #pragma unroll
     for (i = 0; i < KT / 4; i++) {
-        x = exp2_fast(fmaf(s[2 * i], c, -u[i % 2]));
-        y = exp2_fast(fmaf(s[2 * i + 1], c, -u[i % 2]));
+        x = sd_exp2(fmaf(s[2 * i], c, -u[i % 2]));
+        y = sd_exp2(fmaf(s[2 * i + 1], c, -u[i % 2]));
 
         l[i % 2] += x + y;
-        p[i] = pack(x, y);
+        p[i] = sd_pair(x, y);
     }
 }
 
@@ -390,7 +367,7 @@ renew(float *o, uint32_t *p, float *l, float *x, const float *s, float *u,
         for (i = 0; i < 2; i++) {
             x[i] = fmaxf(quad_max(x[i]) * c, u[i]);
             x[i] = quad_max(f[i]) > 0 ? x[i] : u[i];
-            f[i] = exp2_fast(u[i] - x[i]);
+            f[i] = sd_exp2(u[i] - x[i]);
             u[i] = x[i];
             l[i] = __fmul_rn(l[i], f[i]);
             x[i] = 0;
@@ -581,7 +558,7 @@ attention_sm90(const __grid_constant__ maps_t maps, int lq, int lk, float c,
 
     /* 1024-byte aligned, as swizzling repeats after that */
 
-    b.qs = (shared_address(shared) + 1023) & ~1023;
+    b.qs = (sd_address(shared) + 1023) & ~1023;
     b.ks = b.qs + GROUPS * BOXES * QBOX;
     b.vs = b.ks + STAGES * BOXES * KBOX;
     q_full = b.vs + STAGES * BOXES * KBOX;
@@ -694,8 +671,9 @@ attention_sm90(const __grid_constant__ maps_t maps, int lq, int lk, float c,
     for (j = 0; j < D / 8; j++) {
         at = b.qs + j / 8 * QBOX + row * ROW + ((j % 8 ^ row & 7) << 4)
              + (b.lane & 3) * 4;
-        store_4(at, pack(o[4 * j] * f[0], o[4 * j + 1] * f[0]));
-        store_4(at + 8 * ROW, pack(o[4 * j + 2] * f[1], o[4 * j + 3] * f[1]));
+        store_4(at, sd_pair(o[4 * j] * f[0], o[4 * j + 1] * f[0]));
+        store_4(at + 8 * ROW,
+                sd_pair(o[4 * j + 2] * f[1], o[4 * j + 3] * f[1]));
     }
 
     box_store_fence();

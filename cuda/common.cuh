@@ -162,14 +162,35 @@ sd_grid_next(void)
 }
 
 
+/* a place in shared memory, as instructions want it */
+
+SD_FN uint32_t
+sd_address(const void *p)
+{
+    return (uint32_t) __cvta_generic_to_shared(p);
+}
+
+
+/* two halves, lo in the low bits */
+
+SD_FN uint32_t
+sd_pair(float lo, float hi)
+{
+    uint32_t  r;
+
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(hi), "f"(lo));
+
+    return r;
+}
+
+
 /* 16 bytes to shared memory past the registers */
 
 SD_FN void
 sd_copy_async(void *shared, const void *global)
 {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;"
-                 :: "r"((uint32_t) __cvta_generic_to_shared(shared)),
-                    "l"(global) : "memory");
+                 :: "r"(sd_address(shared)), "l"(global) : "memory");
 }
 
 
@@ -209,6 +230,18 @@ sd_mma(float *d, const uint32_t *a, const uint32_t *b)
 }
 
 
+/* four 8x8 matrices; lane 8 i + j has the address of row j of matrix i */
+
+SD_FN void
+sd_load_matrices(uint32_t *r, uint32_t at)
+{
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 "
+                 "{%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(at)
+                 : "memory");
+}
+
+
 /* clusters; nothing before sm_90 */
 
 SD_FN void
@@ -240,7 +273,7 @@ SD_FN void
 sd_cluster_open(uint64_t *barrier, int bytes)
 {
 #if __CUDA_ARCH__ >= 900
-    uint32_t  at = (uint32_t) __cvta_generic_to_shared(barrier);
+    uint32_t  at = sd_address(barrier);
 
     asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" :: "r"(at)
                  : "memory");
@@ -258,12 +291,9 @@ sd_cluster_send(float2 *p, uint64_t *barrier, int rank, float2 v)
     uint32_t  at, to;
 
     asm volatile("mapa.shared::cluster.u32 %0, %1, %2;"
-                 : "=r"(at)
-                 : "r"((uint32_t) __cvta_generic_to_shared(p)), "r"(rank));
+                 : "=r"(at) : "r"(sd_address(p)), "r"(rank));
     asm volatile("mapa.shared::cluster.u32 %0, %1, %2;"
-                 : "=r"(to)
-                 : "r"((uint32_t) __cvta_generic_to_shared(barrier)),
-                   "r"(rank));
+                 : "=r"(to) : "r"(sd_address(barrier)), "r"(rank));
     asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes"
                  ".v2.f32 [%0], {%1, %2}, [%3];"
                  :: "r"(at), "f"(v.x), "f"(v.y), "r"(to) : "memory");
@@ -275,7 +305,7 @@ SD_FN void
 sd_cluster_receive(uint64_t *barrier)
 {
 #if __CUDA_ARCH__ >= 900
-    uint32_t  done, at = (uint32_t) __cvta_generic_to_shared(barrier);
+    uint32_t  done, at = sd_address(barrier);
 
     do {
         asm volatile("{\n"

@@ -57,9 +57,6 @@
 
 #include <string.h>
 
-#include <cuda_fp16.h>
-
-#include "kernels.h"
 #include "sm90.cuh"
 
 
@@ -361,8 +358,8 @@ store(const conv_t *u, const tile_t *p, float *d, const uint32_t *bias,
                 v[4 * i + 3] += b.y;
             }
 
-            h[2 * i] = pack(v[4 * i], v[4 * i + 1]);
-            h[2 * i + 1] = pack(v[4 * i + 2], v[4 * i + 3]);
+            h[2 * i] = sd_pair(v[4 * i], v[4 * i + 1]);
+            h[2 * i + 1] = sd_pair(v[4 * i + 2], v[4 * i + 3]);
         }
 
         store_matrices(at, h[0], h[1], h[2], h[3]);
@@ -507,7 +504,7 @@ reduce(const conv_t *u, const tile_t *p, const float *d, uint32_t base,
             }
 
             if (n[m] < u->n) {
-                *(uint32_t *) (u->out + to[m] + col) = pack(a.x, a.y);
+                *(uint32_t *) (u->out + to[m] + col) = sd_pair(a.x, a.y);
             }
         }
     }
@@ -536,7 +533,7 @@ conv_sm90(const __grid_constant__ conv_t u)
 
     extern __shared__ uint4  sd_shared_memory[];
 
-    base = (shared_address(sd_shared_memory) + 1023) & ~1023u;
+    base = (sd_address(sd_shared_memory) + 1023) & ~1023u;
     weights = base + L::WEIGHTS;
     xfull = base + L::BARRIERS;
     xempty = xfull + L::XS * 8;

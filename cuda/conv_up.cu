@@ -43,9 +43,6 @@
  * the tile.
  */
 
-#include <cuda_fp16.h>
-
-#include "kernels.h"
 #include "sm90.cuh"
 
 
@@ -234,7 +231,7 @@ conv_up(const __grid_constant__ up_t u)
 
     extern __shared__ uint4  sd_shared_memory[];
 
-    base = (shared_address(sd_shared_memory) + 1023) & ~1023u;
+    base = (sd_address(sd_shared_memory) + 1023) & ~1023u;
     weights = base + L::WEIGHTS;
     xfull = base + L::BARRIERS;
     xempty = xfull + XS * 8;
@@ -407,10 +404,10 @@ conv_up(const __grid_constant__ up_t u)
                                                    + lane % 4 * 2));
                         }
 
-                        h[2 * m] = pack(v[4 * m] + bias.x,
-                                        v[4 * m + 1] + bias.y);
-                        h[2 * m + 1] = pack(v[4 * m + 2] + bias.x,
-                                            v[4 * m + 3] + bias.y);
+                        h[2 * m] = sd_pair(v[4 * m] + bias.x,
+                                           v[4 * m + 1] + bias.y);
+                        h[2 * m + 1] = sd_pair(v[4 * m + 2] + bias.x,
+                                               v[4 * m + 3] + bias.y);
                     }
 
                     row = warp % 4 * 16 + lane % 16;

@@ -7,7 +7,7 @@
  * table of operations.  An operation picks its kernel: convolutions are
  * cuDNN's (conv.c), matrix products cublasLt's (gemm.c), but for the UNet's 3x3
  * and GEGLU's on Hopper, which are ours; attention is ours, or two products
- * with a softmax between for wide heads (attention.c), everything else is ours
+ * with a softmax between for wide heads (attend.c), everything else is ours
  * (kernels.h).
  *
  * What a library computes is a *plan*: an algorithm for one shape, chosen once

@@ -38,9 +38,6 @@
 
 #include <string.h>
 
-#include <cuda_fp16.h>
-
-#include "kernels.h"
 #include "sm90.cuh"
 
 
@@ -154,7 +151,7 @@ glu(float value, float gate)
     p = fmaf(x, p, -1.15129793f);
     p = fmaf(x, p, -0.999984205f);
 
-    return value * fmaf(-x, exp2_fast(p), fmaxf(gate, 0));
+    return value * fmaf(-x, sd_exp2(p), fmaxf(gate, 0));
 }
 
 
@@ -188,7 +185,7 @@ geglu_sm90(const __grid_constant__ CUtensorMap xmap,
     float2    v[AT_ONCE], w[AT_ONCE];
     uint32_t  h[2 * AT_ONCE], ring, out, biases, full, empty, phase, at;
 
-    ring = (shared_address(shared) + 1023) & ~1023;
+    ring = (sd_address(shared) + 1023) & ~1023;
     out = ring + STAGES * SLICE;
     biases = out + 8 * 16 * PITCH(CHUNK);
     full = biases + 2 * 2 * 2 * NB * 4;
@@ -379,10 +376,12 @@ geglu_sm90(const __grid_constant__ CUtensorMap xmap,
                         p = s + (i * CHUNK / 8 + j + k) * 4;
                         q = p + NB / 2;
 
-                        h[2 * k] = pack(glu(p[0] + v[k].x, q[0] + w[k].x),
-                                        glu(p[1] + v[k].y, q[1] + w[k].y));
-                        h[2 * k + 1] = pack(glu(p[2] + v[k].x, q[2] + w[k].x),
-                                            glu(p[3] + v[k].y, q[3] + w[k].y));
+                        h[2 * k] =
+                            sd_pair(glu(p[0] + v[k].x, q[0] + w[k].x),
+                                    glu(p[1] + v[k].y, q[1] + w[k].y));
+                        h[2 * k + 1] =
+                            sd_pair(glu(p[2] + v[k].x, q[2] + w[k].x),
+                                    glu(p[3] + v[k].y, q[3] + w[k].y));
                     }
 
                     #pragma unroll

@@ -7,10 +7,9 @@
 #ifndef SD_CUDA_SM90_CUH
 #define SD_CUDA_SM90_CUH
 
-#include <stdint.h>
-
 #include <cuda.h>
-#include <cuda_runtime_api.h>
+
+#include "common.cuh"
 
 
 /* the driver's cuTensorMapEncodeTiled, of its version 12.0 */
@@ -99,13 +98,6 @@ map_boxes(CUtensorMap *m, encode_pt encode, const void *data, const int *dims,
 
 
 /* barriers */
-
-static __device__ __forceinline__ uint32_t
-shared_address(const void *p)
-{
-    return (uint32_t) __cvta_generic_to_shared(p);
-}
-
 
 static __device__ __forceinline__ void
 barrier_init(uint32_t at, int count)
@@ -382,30 +374,6 @@ wgmma_wait(void)
                 N8(104, 105, 106, 107, 108, 109, 110, 111)
 #define N16_112  N8(112, 113, 114, 115, 116, 117, 118, 119) ", "              \
                 N8(120, 121, 122, 123, 124, 125, 126, 127)
-
-
-static __device__ __forceinline__ float
-exp2_fast(float x)
-{
-    float  y;
-
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-
-    return y;
-}
-
-
-/* two halves, lo in the low bits */
-
-static __device__ __forceinline__ uint32_t
-pack(float lo, float hi)
-{
-    uint32_t  r;
-
-    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(hi), "f"(lo));
-
-    return r;
-}
 
 
 static __device__ __forceinline__ void
