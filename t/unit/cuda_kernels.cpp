@@ -12,6 +12,8 @@
 #include "../../cuda/conv_direct.cu"
 #include "../../cuda/embed.cu"
 #include "../../cuda/group_norm.cu"
+#include "../../cuda/group_norm_slab.cu"
+#include "../../cuda/group_norm_split.cu"
 #include "../../cuda/layer_norm.cu"
 #include "../../cuda/layout.cu"
 #include "../../cuda/picture.cu"
@@ -317,7 +319,7 @@ group_norms(void)
         g.groups = 32;
         g.cpg = s[1] / 32;
 
-        if (!sd_gn_plan(&g, &chip)) {
+        if (!sd_gn_slab_plan(&g, &chip)) {
             printf("# %d x %d: split\n", s[0], s[1]);
             continue;
         }
