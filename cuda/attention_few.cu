@@ -55,7 +55,6 @@ mma_8(float *c, uint32_t a0, uint32_t a1, uint32_t b)
 }
 
 
-
 /* nvcc makes four stores of an uint4's, sometimes */
 
 static __device__ __forceinline__ void

@@ -72,7 +72,7 @@
 #include <string.h>
 
 #include "attention.cuh"
-#include "sm90.cuh"
+#include "wgmma.cuh"
 
 
 #define ROW    128              /* bytes of a row of a box: 64 elements */
@@ -102,115 +102,11 @@ turn_pass(int to)
 }
 
 
-/* s: [64, KT] = or += q: [64, 16], k: [KT, 16], rows of 16 both */
-
-template <int KT>
-static __device__ __forceinline__ void
-wgmma_qk(float *s, uint64_t q, uint64_t k, int add)
-{
-    if constexpr (KT == 128) {
-        asm volatile("{\n"
-                     ".reg .pred  add;\n"
-                     "setp.ne.b32 add, %66, 0;\n"
-                     "wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 "
-                     "{" N16_0 ", " N16_16 ", " N16_32 ", " N16_48 "}, "
-                     "%64, %65, add, 1, 1, 0, 0;\n"
-                     "}"
-                     : R16(s, 0), R16(s, 16), R16(s, 32), R16(s, 48)
-                     : "l"(q), "l"(k), "r"(add));
-
-    } else if constexpr (KT == 96) {
-        asm volatile("{\n"
-                     ".reg .pred  add;\n"
-                     "setp.ne.b32 add, %50, 0;\n"
-                     "wgmma.mma_async.sync.aligned.m64n96k16.f32.f16.f16 "
-                     "{" N16_0 ", " N16_16 ", " N16_32 "}, "
-                     "%48, %49, add, 1, 1, 0, 0;\n"
-                     "}"
-                     : R16(s, 0), R16(s, 16), R16(s, 32)
-                     : "l"(q), "l"(k), "r"(add));
-    } else {
-        asm volatile("{\n"
-                     ".reg .pred  add;\n"
-                     "setp.ne.b32 add, %34, 0;\n"
-                     "wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 "
-                     "{" N16_0 ", " N16_16 "}, "
-                     "%32, %33, add, 1, 1, 0, 0;\n"
-                     "}"
-                     : R16(s, 0), R16(s, 16)
-                     : "l"(q), "l"(k), "r"(add));
-    }
-}
-
-
-/* o: [64, D] += p: [64, 16], v: [16, D], rows of D */
-
-template <int D>
-static __device__ __forceinline__ void
-wgmma_pv(float *o, const uint32_t *p, uint64_t v)
-{
-    if constexpr (D == 40) {
-        asm volatile("wgmma.mma_async.sync.aligned.m64n40k16.f32.f16.f16 "
-                     "{" N16_0 ", %16, %17, %18, %19}, "
-                     "{%20, %21, %22, %23}, %24, 1, 1, 1, 1;"
-                     : R16(o, 0), R4(o, 16)
-                     : "r"(p[0]), "r"(p[1]), "r"(p[2]), "r"(p[3]), "l"(v));
-
-    } else if constexpr (D == 64) {
-        asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 "
-                     "{" N16_0 ", " N16_16 "}, "
-                     "{%32, %33, %34, %35}, %36, 1, 1, 1, 1;"
-                     : R16(o, 0), R16(o, 16)
-                     : "r"(p[0]), "r"(p[1]), "r"(p[2]), "r"(p[3]), "l"(v));
-
-    } else if constexpr (D == 80) {
-        asm volatile("wgmma.mma_async.sync.aligned.m64n80k16.f32.f16.f16 "
-                     "{" N16_0 ", " N16_16 ", "
-                     "%32, %33, %34, %35, %36, %37, %38, %39}, "
-                     "{%40, %41, %42, %43}, %44, 1, 1, 1, 1;"
-                     : R16(o, 0), R16(o, 16), R4(o, 32), R4(o, 36)
-                     : "r"(p[0]), "r"(p[1]), "r"(p[2]), "r"(p[3]), "l"(v));
-
-    } else {
-        asm volatile("wgmma.mma_async.sync.aligned.m64n160k16.f32.f16.f16 "
-                     "{" N16_0 ", " N16_16 ", " N16_32 ", " N16_48 ", "
-                     N16_64 "}, {%80, %81, %82, %83}, %84, 1, 1, 1, 1;"
-                     : R16(o, 0), R16(o, 16), R16(o, 32), R16(o, 48),
-                       R16(o, 64)
-                     : "r"(p[0]), "r"(p[1]), "r"(p[2]), "r"(p[3]), "l"(v));
-    }
-}
-
-
 static __device__ __forceinline__ void
 store_zeros(uint32_t at)
 {
     asm volatile("st.shared.v4.b32 [%0], {%1, %1, %1, %1};"
                  :: "r"(at), "r"(0) : "memory");
-}
-
-
-/* end of primitives */
-
-
-/*
- * A matrix in shared memory, swizzled by 128 bytes, as wgmma wants it said:
- * rows of 128 bytes, eight of them 1024 bytes before the next eight; next: how
- * many bytes after the first 64 columns the next 64 are, where columns are not
- * what is summed over.  The low half, to which bytes / 16 may be added.
- */
-
-static __device__ __forceinline__ uint32_t
-matrix_low(uint32_t at, int next)
-{
-    return at >> 4 | (uint32_t) (next >> 4) << 16;
-}
-
-
-static __device__ __forceinline__ uint64_t
-matrix_at(uint32_t m, int bytes)
-{
-    return (uint64_t) (1 << 30 | 1024 >> 4) << 32 | (m + bytes / 16);
 }
 
 
@@ -247,8 +143,8 @@ scores(float *s, uint32_t q, uint32_t k)
 
     #pragma unroll
     for (i = 0; i < (D + 15) / 16; i++) {
-        wgmma_qk<KT>(s, matrix_at(q, i / 4 * 64 * ROW + i % 4 * 32),
-                     matrix_at(k, i / 4 * KT * ROW + i % 4 * 32), i != 0);
+        wgmma<KT>(s, matrix_at(q, i / 4 * 64 * ROW + i % 4 * 32),
+                  matrix_at(k, i / 4 * KT * ROW + i % 4 * 32), i != 0);
     }
 
     wgmma_commit();
@@ -271,7 +167,7 @@ values(float *o, uint32_t *p, uint32_t v)
 
     #pragma unroll
     for (i = 0; i < KT / 16; i++) {
-        wgmma_pv<D>(o, p + 4 * i, matrix_at(v, i * 16 * ROW));
+        wgmma_add<D>(o, p + 4 * i, matrix_at(v, i * 16 * ROW));
     }
 
     wgmma_commit();

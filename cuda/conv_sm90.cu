@@ -57,7 +57,7 @@
 
 #include <string.h>
 
-#include "sm90.cuh"
+#include "wgmma.cuh"
 
 
 #define SLICE    64             /* channels */
@@ -107,24 +107,6 @@ struct layout {
 };
 
 
-/* a ring of places, and the parity of the round */
-
-template <int N>
-struct ring {
-    int       at = 0;
-    uint32_t  parity = 0;
-
-    __device__ __forceinline__ void
-    next(void)
-    {
-        if (++at == N) {
-            at = 0;
-            parity ^= 1;
-        }
-    }
-};
-
-
 /* where a block's tile begins */
 
 typedef struct {
@@ -133,66 +115,6 @@ typedef struct {
 
 
 #ifdef HOPPER
-
-/* primitives, beside those of sm90.cuh */
-
-
-/* the kernels before are over, and what they wrote is seen */
-
-static __device__ __forceinline__ void
-grid_wait(void)
-{
-    asm volatile("griddepcontrol.wait;" ::: "memory");
-}
-
-
-#define WGMMA(n, regs, x, w, add)                                             \
-    "{\n"                                                                     \
-    ".reg .pred  add;\n"                                                      \
-    "setp.ne.b32 add, %" #add ", 0;\n"                                        \
-    "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32.f16.f16 "                 \
-    "{" regs "}, %" #x ", %" #w ", add, 1, 1, 0, 0;\n"                        \
-    "}"
-
-
-/* d: [64, COLS] = or += x: [64, 16], w: [COLS, 16], rows of 16 both */
-
-template <int COLS>
-static __device__ __forceinline__ void
-wgmma(float *d, uint64_t x, uint64_t w, int add)
-{
-    if constexpr (COLS == 128) {
-        asm volatile(WGMMA(128, N16_0 ", " N16_16 ", " N16_32 ", " N16_48,
-                           64, 65, 66)
-                     : R64(d, 0)
-                     : "l"(x), "l"(w), "r"(add));
-
-    } else if constexpr (COLS == 192) {
-        asm volatile(WGMMA(192, N16_0 ", " N16_16 ", " N16_32 ", " N16_48 ", "
-                           N16_64 ", " N16_80, 96, 97, 98)
-                     : R64(d, 0), R16(d, 64), R16(d, 80)
-                     : "l"(x), "l"(w), "r"(add));
-
-    } else {
-        asm volatile(WGMMA(160, N16_0 ", " N16_16 ", " N16_32 ", " N16_48 ", "
-                           N16_64, 80, 81, 82)
-                     : R64(d, 0), R16(d, 64)
-                     : "l"(x), "l"(w), "r"(add));
-    }
-}
-
-
-/* as store_matrices() */
-
-static __device__ __forceinline__ void
-load_matrices(uint32_t *h, uint32_t at)
-{
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, "
-                 "[%4];"
-                 : "=r"(h[0]), "=r"(h[1]), "=r"(h[2]), "=r"(h[3])
-                 : "r"(at) : "memory");
-}
-
 
 /* the same place in block rank's shared memory */
 
@@ -338,7 +260,7 @@ store(const conv_t *u, const tile_t *p, float *d, const uint32_t *bias,
              + (j % (CHUNK / 8) + lane / 16) * 16;
 
         if (u->add) {
-            load_matrices(h, at);
+            sd_load_matrices(h, at);
         }
 
         #pragma unroll
@@ -598,7 +520,7 @@ conv_sm90(const __grid_constant__ conv_t u)
                 s.next(u.slices);
             }
 
-            grid_wait();
+            sd_grid_wait();
 
             for (/* void */; t < tiles; t += step) {
                 p = tile_of(&u, t, COLS, peer);
@@ -644,7 +566,7 @@ conv_sm90(const __grid_constant__ conv_t u)
 
         asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
 
-        grid_wait();
+        sd_grid_wait();
 
         group = warp / 4;
         x = base + group * u.group;

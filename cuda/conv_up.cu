@@ -43,7 +43,7 @@
  * the tile.
  */
 
-#include "sm90.cuh"
+#include "wgmma.cuh"
 
 
 #define SLICE    64             /* channels */
@@ -73,79 +73,6 @@ typedef struct {
 namespace {
 
 
-#ifdef HOPPER
-
-/* a matrix in shared memory of rows of 128 bytes, swizzled by as much */
-
-static __device__ __forceinline__ uint64_t
-matrix(uint32_t at)
-{
-    return (uint64_t) (at >> 4) | (uint64_t) (1024 >> 4) << 32
-           | (uint64_t) 1 << 62;
-}
-
-
-#define R8(d, i)   R4(d, i), R4(d, i + 4)
-
-#define T(n)    "%" #n "0, %" #n "1, %" #n "2, %" #n "3, %" #n "4, "          \
-                "%" #n "5, %" #n "6, %" #n "7, %" #n "8, %" #n "9"
-#define T0      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9"
-
-#define WGMMA(n, regs, x, w, add)                                             \
-    "{\n"                                                                     \
-    ".reg .pred  add;\n"                                                      \
-    "setp.ne.b32 add, %" #add ", 0;\n"                                        \
-    "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32.f16.f16 "                 \
-    "{" regs "}, %" #x ", %" #w ", add, 1, 1, 0, 0;\n"                        \
-    "}"
-
-
-/* d: [64, COLS] = or += x: [64, 16], w: [COLS, 16], rows of 16 both */
-
-template <int COLS>
-static __device__ __forceinline__ void
-wgmma(float *d, uint64_t x, uint64_t w, int add)
-{
-    if constexpr (COLS == 80) {
-        asm volatile(WGMMA(80, T0 ", " T(1) ", " T(2) ", " T(3), 40, 41, 42)
-                     : R16(d, 0), R16(d, 16), R8(d, 32)
-                     : "l"(x), "l"(w), "r"(add));
-
-    } else if constexpr (COLS == 160) {
-        asm volatile(WGMMA(160, T0 ", " T(1) ", " T(2) ", " T(3) ", " T(4)
-                           ", " T(5) ", " T(6) ", " T(7), 80, 81, 82)
-                     : R64(d, 0), R16(d, 64)
-                     : "l"(x), "l"(w), "r"(add));
-
-    } else {
-        asm volatile(WGMMA(256, T0 ", " T(1) ", " T(2) ", " T(3) ", " T(4)
-                           ", " T(5) ", " T(6) ", " T(7) ", " T(8) ", " T(9)
-                           ", " T(10) ", " T(11) ", %120, %121, %122, %123, "
-                           "%124, %125, %126, %127", 128, 129, 130)
-                     : R64(d, 0), R64(d, 64)
-                     : "l"(x), "l"(w), "r"(add));
-    }
-}
-
-
-/* what a wgmma has read or written: no use of it moves to before */
-
-template <int N>
-static __device__ __forceinline__ void
-settled(float *d)
-{
-    int  i;
-
-    #pragma unroll
-    for (i = 0; i < N; i++) {
-        asm volatile("" : "+f"(d[i]) :: "memory");
-    }
-}
-
-
-#endif
-
-
 /* where things are in a block's shared memory, of 1024 bytes' alignment */
 
 template <int GROUPS, int COLS, int XS, int WS>
@@ -159,24 +86,6 @@ struct layout {
     static const int  OUTS = WEIGHTS + WS * W;              /* [GROUPS][2] */
     static const int  BARRIERS = OUTS + GROUPS * 2 * OUT;
     static const int  SIZE = 1024 + BARRIERS + (XS + WS) * 16;
-};
-
-
-/* a ring of places, and the parity of the round */
-
-template <int N>
-struct ring {
-    int       at = 0;
-    uint32_t  parity = 0;
-
-    __device__ __forceinline__ void
-    next(void)
-    {
-        if (++at == N) {
-            at = 0;
-            parity ^= 1;
-        }
-    }
 };
 
 
@@ -325,15 +234,15 @@ conv_up(const __grid_constant__ up_t u)
 
                 barrier_wait(wfull + ws.at * 8, ws.parity);
 
-                settled<COLS / 2>(d);
+                settled(d, COLS / 2);
                 wgmma_fence();
 
                 at = x + xs.at * L::X + i % 2 * u.row;
 
                 #pragma unroll
                 for (j = 0; j < SLICE / 16; j++) {
-                    wgmma<COLS>(d, matrix(at + j * 32),
-                                matrix(weights + ws.at * L::W + j * 32),
+                    wgmma<COLS>(d, matrix(at + j * 32, 0),
+                                matrix(weights + ws.at * L::W + j * 32, 0),
                                 i + j != 0);
                 }
 
@@ -361,7 +270,7 @@ conv_up(const __grid_constant__ up_t u)
             }
 
             wgmma_wait<0>();
-            settled<COLS / 2>(d);
+            settled(d, COLS / 2);
 
             if (lane < CLUSTER) {
                 barrier_arrive_at(wempty + wlast * 8, lane);

@@ -38,7 +38,7 @@
 
 #include <string.h>
 
-#include "sm90.cuh"
+#include "wgmma.cuh"
 
 
 #define ROWS   128                  /* of a tile */
@@ -63,47 +63,6 @@ typedef struct {
 
 
 #ifdef HOPPER
-
-#define WGMMA(n, list, a, b, p, ...)                                          \
-    asm volatile("{\n"                                                        \
-                 ".reg .pred  add;\n"                                         \
-                 "setp.ne.b32 add, %" #p ", 0;\n"                             \
-                 "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32.f16.f16 "    \
-                 "{" list "}, %" #a ", %" #b ", add, 1, 1, 0, 0;\n"           \
-                 "}"                                                          \
-                 : __VA_ARGS__                                                \
-                 : "l"(x), "l"(w), "r"(add))
-
-
-/* s: [64, 2 NB] = or += x: [64, 16], w: [2 NB, 16], rows of 16 both */
-
-template <int NB>
-static __device__ __forceinline__ void
-wgmma(float *s, uint64_t x, uint64_t w, int add)
-{
-    if constexpr (NB == 128) {
-        WGMMA(256, N16_0 ", " N16_16 ", " N16_32 ", " N16_48 ", "
-                   N16_64 ", " N16_80 ", " N16_96 ", " N16_112,
-              128, 129, 130, R16(s, 0), R16(s, 16), R16(s, 32), R16(s, 48),
-              R16(s, 64), R16(s, 80), R16(s, 96), R16(s, 112));
-
-    } else if constexpr (NB == 80) {
-        WGMMA(160, N16_0 ", " N16_16 ", " N16_32 ", " N16_48 ", "
-                   N16_64,
-              80, 81, 82, R16(s, 0), R16(s, 16), R16(s, 32), R16(s, 48),
-              R16(s, 64));
-
-    } else if constexpr (NB == 64) {
-        WGMMA(128, N16_0 ", " N16_16 ", " N16_32 ", " N16_48,
-              64, 65, 66, R16(s, 0), R16(s, 16), R16(s, 32), R16(s, 48));
-
-    } else {
-        WGMMA(80, N16_0 ", " N16_16 ", "
-                  "%32, %33, %34, %35, %36, %37, %38, %39",
-              40, 41, 42, R16(s, 0), R16(s, 16), R4(s, 32), R4(s, 36));
-    }
-}
-
 
 static __device__ __forceinline__ float2
 load_8(uint32_t at)
@@ -298,8 +257,8 @@ geglu_sm90(const __grid_constant__ CUtensorMap xmap,
 
                 #pragma unroll
                 for (i = 0; i < 4; i++) {
-                    wgmma<NB>(s, matrix(at + group * 64 * ROW + i * 32, 16),
-                              matrix(at + SIDE + i * 32, 16), k | i);
+                    wgmma<2 * NB>(s, matrix(at + group * 64 * ROW + i * 32, 16),
+                                  matrix(at + SIDE + i * 32, 16), k | i);
                 }
 
                 wgmma_commit();

@@ -1,7 +1,7 @@
 /*
- * Hopper's own instructions: barriers in shared memory, TMA, wgmma; and how a
- * tensor map is made.  For sm_90a alone: older chips get empty kernels, see
- * HOPPER.
+ * Hopper's own instructions: barriers in shared memory, TMA; and how a tensor
+ * map is made.  For sm_90a alone: older chips get empty kernels, see HOPPER.
+ * wgmma.cuh has products.
  */
 
 #ifndef SD_CUDA_SM90_CUH
@@ -327,55 +327,6 @@ box_store_wait(void)
 }
 
 
-/* wgmma */
-
-static __device__ __forceinline__ void
-wgmma_fence(void)
-{
-    asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
-}
-
-
-static __device__ __forceinline__ void
-wgmma_commit(void)
-{
-    asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
-}
-
-
-template <int n>
-static __device__ __forceinline__ void
-wgmma_wait(void)
-{
-    asm volatile("wgmma.wait_group.sync.aligned %0;" :: "n"(n) : "memory");
-}
-
-
-#define R4(d, i)   "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
-#define R16(d, i)  R4(d, i), R4(d, i + 4), R4(d, i + 8), R4(d, i + 12)
-#define R64(d, i)  R16(d, i), R16(d, i + 16), R16(d, i + 32), R16(d, i + 48)
-
-#define N8(a, b, c, d, e, f, g, h)                                            \
-    "%" #a ", %" #b ", %" #c ", %" #d ", %" #e ", %" #f ", %" #g ", %" #h
-
-#define N16_0   N8(0, 1, 2, 3, 4, 5, 6, 7) ", "                               \
-                N8(8, 9, 10, 11, 12, 13, 14, 15)
-#define N16_16  N8(16, 17, 18, 19, 20, 21, 22, 23) ", "                       \
-                N8(24, 25, 26, 27, 28, 29, 30, 31)
-#define N16_32  N8(32, 33, 34, 35, 36, 37, 38, 39) ", "                       \
-                N8(40, 41, 42, 43, 44, 45, 46, 47)
-#define N16_48  N8(48, 49, 50, 51, 52, 53, 54, 55) ", "                       \
-                N8(56, 57, 58, 59, 60, 61, 62, 63)
-#define N16_64  N8(64, 65, 66, 67, 68, 69, 70, 71) ", "                       \
-                N8(72, 73, 74, 75, 76, 77, 78, 79)
-#define N16_80  N8(80, 81, 82, 83, 84, 85, 86, 87) ", "                       \
-                N8(88, 89, 90, 91, 92, 93, 94, 95)
-#define N16_96  N8(96, 97, 98, 99, 100, 101, 102, 103) ", "                   \
-                N8(104, 105, 106, 107, 108, 109, 110, 111)
-#define N16_112  N8(112, 113, 114, 115, 116, 117, 118, 119) ", "              \
-                N8(120, 121, 122, 123, 124, 125, 126, 127)
-
-
 static __device__ __forceinline__ void
 store_4(uint32_t at, uint32_t x)
 {
@@ -394,48 +345,22 @@ store_matrices(uint32_t at, uint32_t a, uint32_t b, uint32_t c, uint32_t d)
 }
 
 
-/*
- * x is what an asynchronous instruction, over by now, has read or written: no
- * use of it moves from here to before
- */
+/* a ring of places, and the parity of the round */
 
-static __device__ __forceinline__ void
-settled(float *x, int n)
-{
-    int  i;
+template <int N>
+struct ring {
+    int       at = 0;
+    uint32_t  parity = 0;
 
-    #pragma unroll
-    for (i = 0; i < n; i++) {
-        asm volatile("" : "+f"(x[i]) :: "memory");
+    __device__ __forceinline__ void
+    next(void)
+    {
+        if (++at == N) {
+            at = 0;
+            parity ^= 1;
+        }
     }
-}
-
-
-static __device__ __forceinline__ void
-settled(uint32_t *x, int n)
-{
-    int  i;
-
-    #pragma unroll
-    for (i = 0; i < n; i++) {
-        asm volatile("" : "+r"(x[i]) :: "memory");
-    }
-}
-
-
-/*
- * A matrix in shared memory, swizzled by 128 bytes, as wgmma wants it said:
- * rows of 128 bytes, eight of them 1024 bytes before the next eight; next: how
- * many bytes after the first 64 columns the next 64 are, where columns are not
- * what is summed over
- */
-
-static __device__ __forceinline__ uint64_t
-matrix(uint32_t at, int next)
-{
-    return (uint64_t) (at >> 4) | (uint64_t) (next >> 4) << 16
-           | (uint64_t) (1024 >> 4) << 32 | (uint64_t) 1 << 62;
-}
+};
 
 #endif
 
