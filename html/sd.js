@@ -32,11 +32,12 @@
  * a later call as the option "resume", to this server or to any other with the
  * same model.
  *
- * A picture whose server goes away, in good order or not, is gone on with by
- * itself, from its last state, or from the beginning with the same seed where
- * there is none yet: a "resume" event comes, the rest follows, and the picture
- * is the same.  While servers are full or not there yet, it waits.  The option
- * "retries" says how often, 0 for never.
+ * A picture whose server goes away, in good order or not, or gives no request
+ * the time for all of it, is gone on with by itself, from its last state, or
+ * from the beginning with the same seed where there is none yet: a "resume"
+ * event comes, the rest follows, and the picture is the same.  While servers are
+ * full or not there yet, it waits.  The option "retries" says how often without
+ * a step in between, 0 for never.  A request's own "timeout" is final.
  *
  * No dependency; needs fetch, ReadableStream and TextDecoder, so browsers, Deno
  * and Node.js will do.
@@ -84,12 +85,15 @@ export class SDError extends Error {
 
 /*
  * options: signal (AbortSignal), resume ({ latents: Uint8Array, step }),
- * retries (how often to ask for the rest of what was cut, 6), headers, fetch
+ * retries (how often to ask for the rest of what was cut, without a step in
+ * between: 6), headers, fetch
  */
 
 export async function* generate(url, request, options = {}) {
+    const most = options.retries ?? RETRIES;
+    const own = request.timeout ?? request.parameters?.timeout;
     let resume = options.resume ?? null;
-    let retries = options.retries ?? RETRIES;
+    let retries = most;
     let begun = false;
     let pause = 0;
 
@@ -99,9 +103,16 @@ export async function* generate(url, request, options = {}) {
             return;
 
         } catch (error) {
-            const mendable = MENDABLE.includes(error.code);
+            const advanced = error.resume?.step > (resume?.step ?? 0);
+            const mendable = MENDABLE.includes(error.code)
+                             || error.code == "timeout" && advanced && !own;
             const passing = PASSING.includes(error.code)
                             || PASSING_STATUS.includes(error.status);
+
+            if (advanced) {
+                retries = most;
+                pause = 0;
+            }
 
             if (!(error instanceof SDError) || !(error.resume || error.again)
                 || !(mendable || begun && passing) || retries-- <= 0)

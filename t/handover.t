@@ -3,7 +3,7 @@
 # Two servers behind a balancer, one of which goes away, killed or in good
 # order, or its engine alone, in the middle of twenty streams: html/sd.js
 # finishes all of them at the other one, or where it was, with the bytes of
-# undisturbed runs.
+# undisturbed runs.  And a picture that takes longer than a request may.
 
 use warnings;
 use strict;
@@ -30,13 +30,31 @@ sub server {
     my $t = SD->new(main => 'worker_processes 2;', http => <<'END',
     sd_model          %%MODEL%%;
     sd_slots          20;
+    sd_max_steps      1000;
     sd_drain_timeout  1ms;
 END
         server => <<'END');
         location = /generate { sd_generate; client_max_body_size 1m; }
+        location = /short {
+            sd_generate; sd_timeout 1s; client_max_body_size 1m;
+        }
 END
 
     return $t->start();
+}
+
+
+# the client: a picture for each seed below a number
+
+sub pictures {
+    my ($server, $uri, $number, %request) = @_;
+
+    open my $node, '-|', 'node', "$FindBin::Bin/handover.mjs", "$dir/sd.mjs",
+         'http://127.0.0.1:' . $server->port() . $uri, $number,
+         json_encode(\%request)
+        or die "cannot run node: $!\n";
+
+    return $node;
 }
 
 
@@ -103,11 +121,7 @@ for my $how ('killed', 'QUIT', 'engine killed') {
     my $gone = '127.0.0.1:' . $one->port();
     my $balancer = balancer($one, $two);
 
-    open my $node, '-|', 'node', "$FindBin::Bin/handover.mjs", "$dir/sd.mjs",
-         'http://127.0.0.1:' . $balancer->port() . '/generate', $count,
-         json_encode(\%picture)
-        or die "cannot run node: $!\n";
-
+    my $node = pictures($balancer, '/generate', $count, %picture);
     my (%has, %final, %resumed, %at, @thrown, @inexact);
 
     while (my $line = <$node>) {
@@ -164,6 +178,24 @@ for my $how ('killed', 'QUIT', 'engine killed') {
 
     $balancer->stop();
 }
+
+
+# a deadline: the rest is asked for, and asked for, until it is whole
+
+my %long = (%picture, steps => 1000);
+my $r = $two->post('/generate', { %long, seed => 0 },
+                   Accept => 'multipart/mixed');
+my $whole = md5_hex(($r->parts())[-1]{body});
+
+my $node = pictures($two, '/short', 1, %long);
+my @events = map { json_decode($_) } <$node>;
+
+close $node;
+
+cmp_ok(scalar(grep { $_->{type} eq 'resume' } @events), '>=', 1,
+       'a deadline passes, and what is left is asked for');
+is($events[-1]{type} . ' ' . ($events[-1]{hash} // $events[-1]{message}),
+   "final $whole", 'the picture is the same');
 
 $two->stop();
 

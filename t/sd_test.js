@@ -279,12 +279,28 @@ async function client() {
         message: "out of time", type: "server_error", param: null,
         code: "timeout" } }), { Step: 1, Steps: 2 });
 
-    ({ seen, error } = await events(server(
-        concat(start, preview, state, failed, "--b--\r\n")).fetch));
+    const late = concat(start, preview, state, failed, "--b--\r\n");
+
+    ({ seen, error } = await events(server(late).fetch));
     is([seen.length, error.code, error.message, error.resume.step],
        [3, "timeout", "out of time", 1], "an error in mid-stream");
     is(toBase64(error.resume.latents), toBase64(latent),
        "an error carries the last latent");
+
+    s = server(late, concat(start, final, "--b--\r\n"));
+    ({ seen, error } = await events(s.fetch, { retries: 1 }));
+    is([error, s.calls[1]?.json.starting_step, seen.at(-1).type],
+       [null, 1, "final"], "a server's deadline is gone on from");
+
+    s = server(late, late, whole);
+    ({ error } = await events(s.fetch, { retries: 3 }));
+    is([error.code, s.calls.length], ["timeout", 2],
+       "but not if there was no time for a step");
+
+    s = server(late, whole);
+    ({ error } = await events(s.fetch, { retries: 1 }, { timeout: 2 }));
+    is([error.code, s.calls.length], ["timeout", 1],
+       "and that of the request is final");
 
     const broken = concat(start, preview, state, final.slice(0, 100));
 
@@ -335,6 +351,15 @@ async function client() {
     s = server(broken, broken, broken);
     ({ error } = await events(s.fetch, { retries: 1 }));
     is([error.code, s.calls.length], ["cut", 2], "as often as asked for");
+
+    const further = part("latent", "application/octet-stream", latent,
+                         { Step: 2, Steps: 3, Image: 0 });
+
+    s = server(broken, concat(start, further),
+               concat(start, final, "--b--\r\n"));
+    ({ error } = await events(s.fetch, { retries: 1 }));
+    is([error, s.calls[2]?.json.starting_step], [null, 2],
+       "more often, if it gets on");
 
     s = server(concat(start, final, "--b--\r\n"));
     await events(s.fetch, { resume: { latents: latent, step: 1 } });
