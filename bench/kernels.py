@@ -122,8 +122,13 @@ class Work:
         self.add("product", 2 * rows * c * k,
                  rows * (c + k * (1 + residual)) + c * k)
 
-    def norm(self, kind, rows, c, more=0):
-        self.add(kind, 0, self.n * rows * (2 * c + more))
+    def norm(self, kind, rows, c):
+        self.add(kind, 0, self.n * rows * 2 * c)
+
+    def geglu(self, rows, c):
+        """The product, of which one half multiplies the GELU of the other"""
+        rows *= self.n
+        self.add("GEGLU", 2 * rows * c * 8 * c, rows * 5 * c + 8 * c * c)
 
     def attention(self, heads, d, lq, lk):
         scores = self.n * heads * lq * lk
@@ -151,8 +156,7 @@ class Work:
         self.attention(heads, c // heads, rows, tokens)
         self.product(rows, c, c, True)
         self.norm("LayerNorm", rows, c)
-        self.product(rows, c, 8 * c)
-        self.norm("GEGLU", rows, 4 * c, 4 * c)
+        self.geglu(rows, c)
         self.product(rows, 4 * c, c, True)
         self.product(rows, c, c, True)
 

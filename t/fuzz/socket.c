@@ -17,7 +17,7 @@
 
 
 #define SIDE   128              /* pixels, the most */
-#define WAIT   10000            /* ms for a frame: it does not come */
+#define WAIT   60000            /* ms for a frame: it does not come */
 
 
 static sd_engine_t  *engine;
