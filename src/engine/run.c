@@ -31,7 +31,6 @@ typedef struct {
 static int sd_run_stepped(sd_engine_device_t *d, sd_run_t *run,
     sd_error_t *err);
 static int sd_run_show(sd_engine_device_t *d, sd_run_t *run, sd_error_t *err);
-static void sd_run_end(sd_engine_device_t *d, sd_run_t *run);
 
 
 /* hands it over, to the device's other thread maybe */
@@ -125,13 +124,38 @@ sd_run_mail(sd_run_t *run, sd_event_type_t type)
 }
 
 
-/* NULL mail: there was no memory for it */
+/* the run leaves the device, which has room for another one; what it had is for
+ * the caller to free */
+
+static sd_picture_t *
+sd_run_leave_locked(sd_engine_device_t *d, sd_run_t *run)
+{
+    sd_picture_t  *picture;
+
+    picture = run->picture;
+
+    sd_stats_add(&d->engine->entry->memory[SD_MEMORY_PICTURES],
+                 -(uint64_t) run->memory);
+
+    memset(run, 0, sizeof(sd_run_t));
+    d->nrunning--;
+    sd_status_changed_locked(d->engine);
+
+    pthread_cond_broadcast(&d->engine->device_cond);
+
+    return picture;
+}
+
+
+/* NULL mail: there was no memory for it, and nothing has changed.  Who hears of
+ * a picture's end may come again at once: by then its slot is free */
 
 static int
 sd_run_post(sd_engine_device_t *d, sd_run_t *run, sd_mail_t *mail,
     sd_ends_t ends, sd_error_t *err)
 {
-    sd_job_t  *job;
+    sd_job_t      *job;
+    sd_picture_t  *picture;
 
     if (mail == NULL || mail->rgb.failed || mail->latent.failed) {
         sd_mail_free(mail);
@@ -153,9 +177,20 @@ sd_run_post(sd_engine_device_t *d, sd_run_t *run, sd_mail_t *mail,
                              ? SD_EVENT_HANDOFF : SD_EVENT_ERROR;
     }
 
+    if (mail->event.type == SD_EVENT_FINAL) {
+        sd_stats_count(d->engine->stats, SD_COUNT_PICTURES, 1);
+    }
+
     sd_job_mail_locked(job, mail);
 
+    picture = ends != SD_GOES_ON ? sd_run_leave_locked(d, run) : NULL;
+
     pthread_mutex_unlock(&d->engine->lock);
+
+    if (ends != SD_GOES_ON) {
+        sd_picture_destroy(picture);
+        sd_job_unref(job);
+    }
 
     return SD_OK;
 }
@@ -453,12 +488,10 @@ sd_run_picture(sd_engine_device_t *d, sd_run_t *run, sd_mail_t *mail,
 static int
 sd_run_show(sd_engine_device_t *d, sd_run_t *run, sd_error_t *err)
 {
-    int         rc, page;
+    int         rc;
     sd_mail_t  *mail;
 
     rc = SD_OK;
-    page = run->page;
-
     mail = sd_run_mail(run, SD_EVENT_PREVIEW);
 
     if (mail && run->preview) {
@@ -474,13 +507,7 @@ sd_run_show(sd_engine_device_t *d, sd_run_t *run, sd_error_t *err)
         return rc;
     }
 
-    rc = sd_run_post(d, run, mail, page ? SD_ENDS : SD_GOES_ON, err);
-
-    if (rc == SD_OK && page) {
-        sd_run_end(d, run);
-    }
-
-    return rc;
+    return sd_run_post(d, run, mail, run->page ? SD_ENDS : SD_GOES_ON, err);
 }
 
 
@@ -529,20 +556,11 @@ sd_run_finish(sd_engine_device_t *d, sd_run_t *run, sd_error_t *err)
     mail->event.rgb_width = run->width;
     mail->event.rgb_height = run->height;
 
-    rc = sd_run_post(d, run, mail, SD_ENDS, err);
-
-    if (rc == SD_OK) {
-        sd_stats_count(d->engine->stats, SD_COUNT_PICTURES, 1);
-        sd_run_end(d, run);
-    }
-
-    return rc;
+    return sd_run_post(d, run, mail, SD_ENDS, err);
 }
 
 
 /* ends */
-
-/* the run leaves the device, which has room for another one */
 
 static void
 sd_run_end(sd_engine_device_t *d, sd_run_t *run)
@@ -551,18 +569,8 @@ sd_run_end(sd_engine_device_t *d, sd_run_t *run)
     sd_picture_t  *picture;
 
     pthread_mutex_lock(&d->engine->lock);
-
     job = run->job;
-    picture = run->picture;
-
-    sd_stats_add(&d->engine->entry->memory[SD_MEMORY_PICTURES],
-                 -(uint64_t) run->memory);
-
-    memset(run, 0, sizeof(sd_run_t));
-    d->nrunning--;
-    sd_status_changed_locked(d->engine);
-
-    pthread_cond_broadcast(&d->engine->device_cond);
+    picture = sd_run_leave_locked(d, run);
     pthread_mutex_unlock(&d->engine->lock);
 
     sd_picture_destroy(picture);
@@ -653,9 +661,11 @@ sd_run_cancelled(sd_engine_device_t *d, sd_run_t *run)
             mail->event.error = error;
         }
 
-        if (sd_run_post(d, run, mail, SD_ENDS_EARLY, &ignored) != SD_OK) {
-            sd_job_error(job, &error);
+        if (sd_run_post(d, run, mail, SD_ENDS_EARLY, &ignored) == SD_OK) {
+            return;
         }
+
+        sd_job_error(job, &error);
     }
 
     sd_run_end(d, run);
