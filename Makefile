@@ -200,7 +200,8 @@ $(BUILD)/t/unit/cuda_plans: $(BUILD)/t/unit/cuda/plans.o \
 # nothing else, but for batch, which is of whole models
 GPU_TESTS  := $(patsubst %.c,$(BUILD)/%,$(sort $(wildcard t/gpu/*.c)))
 
-$(BUILD)/t/gpu/%.o: CPPFLAGS += -isystem $(CUDA_HOME)/include
+$(BUILD)/t/gpu/%.o: CPPFLAGS += -isystem $(CUDA_HOME)/include \
+                                -DTAP_PATIENCE=3600
 
 $(BUILD)/t/gpu/%: $(BUILD)/t/gpu/%.o $(CUDA_OBJS)
 	@mkdir -p $(@D)
@@ -338,8 +339,8 @@ $(BUILD)/fuzz/libsd.a: $(FUZZ_OBJS) $(ISA_OBJS)
 
 $(BUILD)/t/fuzz/%: t/fuzz/%.c $(BUILD)/fuzz/libsd.a
 	@mkdir -p $(@D)
-	$(FUZZ_CC) $(CPPFLAGS) -fsanitize=fuzzer,address,undefined -o $@ $^ \
-	    $(LDLIBS)
+	$(FUZZ_CC) $(CPPFLAGS) -DTAP_PATIENCE=0 \
+	    -fsanitize=fuzzer,address,undefined -o $@ $^ $(LDLIBS)
 
 -include $(FUZZ_OBJS:.o=.d)
 

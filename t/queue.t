@@ -175,8 +175,7 @@ $r = $t->post('/generate', { %small, timeout => 301 });
 is($r->status(), 400, 'more time than the location allows');
 is(json_decode($r->body())->{error}{param}, 'timeout', 'is named');
 
-$r = $t->post('/generate', { %small, timeout => 0.2 }, Accept => $mixed);
-@parts = $r->parts();
+($r, @parts) = $t->late('/generate', \%small);
 is($parts[-1]{event}, 'error', 'one that waits ends in time');
 is(json_decode($parts[-1]{body})->{error}{code}, 'timeout', 'with its reason');
 ok($r->complete(), 'in order');
@@ -188,9 +187,8 @@ $first->close();
 waiting(0);
 ok((wait_for { $t->status()->{running} == 0 } 30), 'nothing runs');
 
-$r = $t->post('/generate', { %small, steps => 1000, latent => 'none',
-                             timeout => 2 }, Accept => $mixed);
-@parts = $r->parts();
+($r, @parts) = $t->late('/generate', { %small, steps => 1000,
+                                       latent => 'none' }, 1);
 is($parts[-1]{event}, 'error', 'one that runs ends');
 is($parts[-2]{event}, 'latent', 'and gives its state');
 cmp_ok($parts[-2]{step}, '>=', 1, 'after some steps');

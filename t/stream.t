@@ -23,7 +23,6 @@ END
         location = /generate { sd_generate; }
         location = /none { sd_generate; sd_preview none; sd_latent none; }
         location = /timeout { sd_generate; sd_timeout 300ms; }
-        location = /later { sd_generate; sd_timeout 3s; }
 END
 
 $t->start();
@@ -183,9 +182,7 @@ ok((wait_for { $t->status()->{connections} == 0 } 10), 'nothing is left');
 $r = $t->post('/timeout', { %long });
 is($r->status(), 504, 'a timeout before the first byte');
 
-$r = $t->post('/later', { %long, width => 256, height => 256 },
-              Accept => $mixed);
-@parts = $r->parts();
+($r, @parts) = $t->late('/generate', { %long, width => 256, height => 256 });
 is($parts[-1]{event}, 'error', 'a timeout within the stream');
 ok($r->complete(), 'which ends in order');
 

@@ -19,7 +19,6 @@ my $t = SD->new(http => <<'END', server => <<'END');
     sd_queue 0;
 END
         location = /generate { sd_generate; }
-        location = /timeout { sd_generate; sd_timeout 300ms; }
         location = /other { return 204; }
 END
 
@@ -58,7 +57,7 @@ like(line(), qr{ 200 ok 3/3 seed=7 }, 'a progressive one');
 $t->post('/generate', { })->body();
 like(line(), qr{ 400 rejected 0/0 }, 'a bad request');
 
-$t->post('/timeout', { %long })->body();
+$t->post('/generate', { %long, timeout => 0.3 })->body();
 like(line(), qr{ 504 timeout \d+/1000 }, 'a timeout');
 
 $t->request('GET', '/other')->body();

@@ -8,6 +8,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <poll.h>
+#include <pthread.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
@@ -23,6 +24,8 @@
 #define UNUSED  __attribute__((unused))
 
 #define JSON  "application/json"
+
+#define PATIENCE  60000         /* ms for what comes at once, if ever */
 
 
 static uint8_t             cookie[SD_COOKIE_SIZE];
@@ -68,10 +71,29 @@ nap(int ms)
 }
 
 
+/* a test of its own: what has to come, however busy the machine is */
+
+#define until(cond, ...)                                                      \
+                                                                              \
+do {                                                                          \
+    int64_t  limit;                                                           \
+                                                                              \
+    for (limit = now() + PATIENCE; !(cond) && now() < limit; nap(1)) {        \
+        /* void */                                                            \
+    }                                                                         \
+                                                                              \
+    ok(now() < limit, __VA_ARGS__);                                           \
+} while (0)
+
+
+/* the engine's socket, and the cookie that it wants to see */
+
 static void
 listen_abstract(void)
 {
     int  n;
+
+    memset(cookie, 0x5a, SD_COOKIE_SIZE);
 
     addr.sun_family = AF_UNIX;
     n = snprintf(addr.sun_path + 1, sizeof(addr.sun_path) - 1,
@@ -361,11 +383,17 @@ static int   quiet;                 /* they are not printed */
 static int   log_failed;            /* of requests that failed */
 static int   log_suppressed;        /* that there were more, it says */
 
+static pthread_mutex_t  log_lock = PTHREAD_MUTEX_INITIALIZER;
+
 
 static void
 note(void *data, sd_log_level_t level, const char *message)
 {
-    size_t  n = strlen(log_lines);
+    size_t  n;
+
+    pthread_mutex_lock(&log_lock);
+
+    n = strlen(log_lines);
 
     if (strstr(message, " failed: ")) {
         log_failed++;
@@ -379,6 +407,8 @@ note(void *data, sd_log_level_t level, const char *message)
     if (!quiet) {
         printf("# log %d: %s\n", level, message);
     }
+
+    pthread_mutex_unlock(&log_lock);
 }
 
 
@@ -401,6 +431,42 @@ ask_ready(answer_t *a)
     a->status = sd_stats_ready(stats, cycle, 0, &a->body);
     sd_buf_append(&a->body, "", 1);
     a->body.len--;
+}
+
+
+/* until it says so */
+
+static int UNUSED
+tells(const char *what)
+{
+    int       found;
+    answer_t  a = { 0 };
+
+    ask_status(&a);
+    found = has(&a, what);
+    forget(&a);
+
+    return found;
+}
+
+
+static void UNUSED
+wait_status(const char *what)
+{
+    until(tells(what), "status: %s", what);
+}
+
+
+/* so many pictures run, and so many requests wait */
+
+static void UNUSED
+wait_queue(int running, int waiting)
+{
+    char  what[64];
+
+    snprintf(what, sizeof(what), "\"running\":%d,\"queue\":{\"waiting\":%d,",
+             running, waiting);
+    wait_status(what);
 }
 
 
@@ -474,9 +540,9 @@ start_model(const char *path, int queue, int slots)
 static void UNUSED
 idle(sd_engine_t *e)
 {
-    int  i;
+    int64_t  limit;
 
-    for (i = 0; sd_engine_active(e) && i < 2000; i++) {
+    for (limit = now() + PATIENCE; sd_engine_active(e) && now() < limit;) {
         nap(1);
     }
 }

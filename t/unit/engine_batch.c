@@ -127,7 +127,6 @@ main(void)
     sd_buf_t      alone[N] = { 0 };
     sd_engine_t  *e;
 
-    memset(cookie, 0x5a, SD_COOKIE_SIZE);
     listen_abstract();
     before = fds();
 

@@ -399,7 +399,6 @@ main(int argc, char **argv)
 
     printf("# seed %u\n", seed);
 
-    memset(cookie, 0x5a, SD_COOKIE_SIZE);
     listen_abstract();
     before = fds();
 

@@ -343,7 +343,6 @@ main(void)
     answer_t      a = { 0 };
     sd_engine_t  *e;
 
-    memset(cookie, 0x5a, SD_COOKIE_SIZE);
     listen_abstract();
     before = fds();
 

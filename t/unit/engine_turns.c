@@ -207,7 +207,6 @@ test_dying(const char *devices)
 int
 main(void)
 {
-    memset(cookie, 0x5a, SD_COOKIE_SIZE);
     listen_abstract();
 
     test_equal("cpu");

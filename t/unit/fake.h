@@ -1,7 +1,8 @@
 /*
  * A model that paints gradients, in place of src/ops and src/sd/model.c,
  * picture.c and batch.c: for what is not about pictures.  How long a step
- * takes, and what fails, is up to the test.  States are real ones.  "cuda:N" is
+ * takes, and what fails, is up to the test, which may change it meanwhile: what
+ * is FAKE_HELD goes on when it is told to.  States are real ones.  "cuda:N" is
  * a card that steps four pictures together and can record.  What belongs to one
  * thread at a time is watched.
  */
@@ -9,6 +10,7 @@
 #ifndef FAKE_H
 #define FAKE_H
 
+#include <limits.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
@@ -19,12 +21,18 @@
 #include "../../src/sd/state.h"
 
 
-static atomic_int  fake_step_ms = 1;    /* 0 .. */
+#define FAKE_HELD   INT_MAX
+#define FAKE_BEGUN  64
+
+
+static atomic_int  fake_step_ms = 1;    /* 0 .. FAKE_HELD */
 static atomic_int  fake_load_ms;
 static atomic_int  fake_open_fails, fake_load_fails, fake_step_fails;
 static atomic_int  fake_dead;
 static atomic_int  fake_pictures;       /* that are alive */
 static atomic_int  fake_steps;          /* made in all */
+static atomic_int  fake_begun;          /* in all, and the last ones' seeds */
+static uint64_t    fake_seeds[FAKE_BEGUN];
 static atomic_int  fake_cards;          /* that "auto" finds */
 static atomic_int  fake_dead_cards;     /* bits: those that do not open */
 static atomic_int  fake_dying;          /* bits: those that die at a step */
@@ -51,14 +59,28 @@ struct sd_picture_s {
 };
 
 
+static int64_t
+fake_clock(void)
+{
+    struct timespec  ts;
+
+    clock_gettime(CLOCK_MONOTONIC, &ts);
+
+    return (int64_t) ts.tv_sec * 1000 + ts.tv_nsec / 1000000;
+}
+
+
 /* in pieces of a millisecond, as operations look at cancel for each tile */
 
 static int
-fake_work(int ms, const atomic_int *cancel)
+fake_work(const atomic_int *ms, const atomic_int *cancel)
 {
+    int64_t          start;
     struct timespec  ts = { 0, 1000000 };
 
-    for ( /* void */ ; ms > 0; ms--) {
+    start = fake_clock();
+
+    while (fake_clock() - start < atomic_load(ms)) {
         if (cancel && atomic_load(cancel)) {
             return SD_CANCELLED;
         }
@@ -77,17 +99,19 @@ fake_side(const atomic_int *cancel)
 {
     int  i, until;
 
+    static const atomic_int  moment = 1;
+
     until = fake_steps + fake_await;
 
     for (i = 0; i < 10000 && fake_steps - until < 0; i++) {
-        if (fake_work(1, cancel) == SD_CANCELLED) {
+        if (fake_work(&moment, cancel) == SD_CANCELLED) {
             return SD_CANCELLED;
         }
     }
 
     fake_vain += i == 10000;
 
-    return fake_work(1, cancel);
+    return fake_work(&moment, cancel);
 }
 
 
@@ -218,7 +242,7 @@ sd_model_load(sd_model_t *m, sd_device_t *dev,
         return sd_fail(err, "a weight is missing");
     }
 
-    return fake_work(fake_load_ms, cancel);
+    return fake_work(&fake_load_ms, cancel);
 }
 
 
@@ -371,7 +395,7 @@ sd_batch_row(sd_batch_t *b, sd_picture_t **p, int n, const atomic_int *cancel,
     fake_enter(p[0], b->cx);
     fake_rows++;
 
-    rc = fake_work(fake_step_ms, cancel);
+    rc = fake_work(&fake_step_ms, cancel);
 
     if (rc == SD_OK) {
         memset(b->cx->arena.base, p[0]->step,
@@ -493,6 +517,10 @@ sd_picture_begin(sd_picture_t *p, sd_context_t *cx, const atomic_int *cancel,
     fake_beside += fake_rows;
     rc = fake_side(cancel);
     fake_leave(p, cx);
+
+    if (rc == SD_OK) {
+        fake_seeds[fake_begun++ % FAKE_BEGUN] = p->seed;
+    }
 
     return rc;
 }
