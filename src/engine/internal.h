@@ -23,7 +23,7 @@
  *   job.c             a job, its mailbox and its outbox.
  *   generation.c      engines before and after this one.
  *   log.c             lines for the log, not too many.
- *   status.c          what the engine tells about itself, in stats.c's memory.
+ *   status.c          what the engine tells about itself, in stats.h's memory.
  *
  * Mail flows device -> encoders -> I/O and never waits: whoever is slow finds a
  * newer preview in place of the one it had not yet come to.

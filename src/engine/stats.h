@@ -15,8 +15,9 @@
  * number that says that they are there.  No pointers.  Another build of the
  * module has another zone, as nginx knows a zone by the address of its module.
  *
- * The answers, JSON and Prometheus' text, are made here from that memory alone,
- * by whoever is asked: no engine needs to be alive for it.
+ * The answers, JSON (stats_json.c) and Prometheus' text (stats_metrics.c), are
+ * made from that memory alone, by whoever is asked: no engine needs to be alive
+ * for it.
  */
 
 #ifndef SD_STATS_H
