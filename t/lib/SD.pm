@@ -241,10 +241,17 @@ sub run {
 
     if ($SANITIZED ne '') {
         $ENV{LD_PRELOAD} = $RUNTIME;
-        $ENV{ASAN_OPTIONS} = "detect_leaks=0:log_path=$d/sanitizer";
-        $ENV{TSAN_OPTIONS} = "suppressions=$TOP/t/lib/tsan:halt_on_error=0:"
-                             . "exitcode=0:log_path=$d/sanitizer";
-        $ENV{UBSAN_OPTIONS} = "print_stacktrace=1:log_path=$d/sanitizer";
+
+        my %options = (
+            ASAN => 'detect_leaks=0',
+            TSAN => "suppressions=$TOP/t/lib/tsan:halt_on_error=0:exitcode=0",
+            UBSAN => 'print_stacktrace=1',
+        );
+
+        for (keys %options) {
+            $ENV{"${_}_OPTIONS"} = join ':', $options{$_},
+                "log_path=$d/sanitizer", $ENV{"${_}_OPTIONS"} // ();
+        }
     }
 
     exec $NGINX, '-p', $d, '-c', "$d/nginx.conf", '-e', "$d/error.log", @args;

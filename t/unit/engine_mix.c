@@ -114,6 +114,10 @@ state(const answer_t *a, sd_buf_t *out)
     found = NULL;
     size = 0;
 
+    if (a->body.len == 0) {
+        return 0;
+    }
+
     for (p = a->body.data, end = p + a->body.len;
          (p = memmem(p, end - p, "Content-Length: ", 16)) != NULL;
          p = s + 4 + n)
