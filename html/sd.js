@@ -48,7 +48,7 @@ const MAX_LINE = 8192;
 const MAX_PART = 256 * 1024 * 1024;
 
 /* ends of a response after which the rest may be asked for */
-const MENDABLE = ["cut", "draining", "engine_failed"];
+const MENDABLE = ["cut", "draining", "engine_failed", "device_failed"];
 
 /* what it may be told then, when to wait is all that it takes: by our codes, or
  * by a balancer's status */

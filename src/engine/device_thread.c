@@ -389,7 +389,7 @@ static void
 sd_device_turn(sd_engine_device_t *d, sd_run_t **runs, int n)
 {
     int           i, rc;
-    sd_error_t    err;
+    sd_error_t    err, reason;
     sd_device_t  *device;
 
     rc = SD_OK;
@@ -419,12 +419,18 @@ sd_device_turn(sd_engine_device_t *d, sd_run_t **runs, int n)
 
     device = runs[0]->copy->unit->device;
 
-    for (i = 0; i < n; i++) {
-        sd_run_fail(d, runs[i], &err);
-    }
+    /* whoever is told may ask again at once, which is not for this device */
 
     if (!sd_device_alive(device)) {
         sd_device_failed(d, &err);
+
+        reason = err;
+        sd_error(&err, 503, "device_failed", NULL, "the device failed: %s",
+                 reason.message);
+    }
+
+    for (i = 0; i < n; i++) {
+        sd_run_fail(d, runs[i], &err);
     }
 }
 

@@ -9,6 +9,7 @@
 
 #define _GNU_SOURCE
 
+#include <errno.h>
 #include <pthread.h>
 #include <sys/stat.h>
 
@@ -218,6 +219,10 @@ put(int fd, const char *p, size_t n)
     while (n) {
         rc = send(fd, p, n, MSG_NOSIGNAL);
 
+        if (rc == -1 && errno == EINTR) {
+            continue;
+        }
+
         if (rc <= 0) {
             break;
         }
@@ -225,6 +230,21 @@ put(int fd, const char *p, size_t n)
         p += rc;
         n -= rc;
     }
+}
+
+
+/* the fuzzer's alarm interrupts who waits with a limit */
+
+static ssize_t
+take(int fd, char *p, size_t n)
+{
+    ssize_t  rc;
+
+    do {
+        rc = recv(fd, p, n, 0);
+    } while (rc == -1 && errno == EINTR);
+
+    return rc;
 }
 
 
@@ -244,10 +264,11 @@ receive(int fd)
 
     for ( ;; ) {
         for (got = 0; got < sizeof(f); got += n) {
-            n = recv(fd, (char *) &f + got, sizeof(f) - got, 0);
+            n = take(fd, (char *) &f + got, sizeof(f) - got);
 
             if (n == -1) {
-                die("a whole request is not answered");
+                die(errno == EAGAIN ? "a whole request is not answered"
+                                    : strerror(errno));
             }
 
             if (n == 0) {
@@ -274,8 +295,8 @@ receive(int fd)
         end = f.type == SD_FRAME_END;
 
         for (got = 0; got < f.length; got += n) {
-            n = recv(fd, buf, f.length - got < sizeof(buf)
-                              ? f.length - got : sizeof(buf), 0);
+            n = take(fd, buf, f.length - got < sizeof(buf)
+                              ? f.length - got : sizeof(buf));
 
             if (n <= 0) {
                 die("a frame is cut");

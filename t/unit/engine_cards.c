@@ -300,8 +300,10 @@ test_death(void)
     errors = atomic_load(&stats->counts[SD_COUNT_DEVICE_ERRORS]);
     fake_step_fails = fake_dead = 1;
     ask(&a, request(SD_DIALECT_NATIVE, JSON), "{\"prompt\":\"x\"}");
-    is_int(a.status, 500, "a card dies under a picture");
-    ok(has(&a, "\"states\":["), "which leaves its state");
+    is_int(a.status, 503, "a card dies under a picture");
+    ok(has(&a, "\"code\":\"device_failed\"") && has(&a, "Retry-After: "),
+       "who asked may ask again");
+    ok(has(&a, "\"states\":["), "and go on from its state");
 
     fake_step_fails = 0;
     ask(&a, request(SD_DIALECT_NATIVE, ""), "{\"prompt\":\"x\"}");
