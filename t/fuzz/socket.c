@@ -13,8 +13,6 @@
 #include <pthread.h>
 #include <sys/stat.h>
 
-#define TAP_PATIENCE  0         /* alarms are the fuzzer's own */
-
 #include "../unit/client.h"
 #include "../unit/fake.h"
 
