@@ -274,7 +274,7 @@ sd_encoder_refuse(sd_job_t *job, const sd_error_t *err)
 
     if (err->status == 503) {
         sd_buf_printf(&headers, "Retry-After: %d\r\n",
-                      sd_queue_retry_after(job));
+                      sd_forecast_retry_after(job));
     }
 
     pthread_mutex_lock(&job->engine->lock);
@@ -446,6 +446,10 @@ sd_encoder_request(sd_job_t *job)
 
     if (rc == SD_OK) {
         rc = sd_queue_add(job, &err);
+
+        if (rc == SD_OK) {
+            sd_forecast_added(job);
+        }
     }
 
     if (rc != SD_OK && (err.status == 409
@@ -578,7 +582,7 @@ sd_encoder_event(sd_job_t *job, sd_mail_t *mail)
 
     if (ev->type == SD_EVENT_HEARTBEAT) {
         job->heartbeat = 0;
-        sd_queue_place_locked(job, ev);
+        sd_forecast_place_locked(job, ev);
     }
 
     if (job->closed || job->ended) {

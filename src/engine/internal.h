@@ -13,14 +13,17 @@
  *                     job's events keep their order: parses its request, queues
  *                     it, later turns its events into frames, which it leaves
  *                     in the job's outbox.
- *   device.c          what a device has: models, memory, batches.  One thread
- *                     opens all of them.
+ *   device.c          the devices.  One thread opens all of them.
+ *   unit.c            a device in one precision, and memory to work in.
+ *   copy.c            a model on a device.
  *   device_thread.c   a device's threads: loads its models, takes pictures from
  *                     the queue, steps them in turn.
  *   run.c             what is done with a picture in its turn, and mailed.
  *   queue.c           the jobs that wait, and cancellation.
+ *   forecast.c        when they will begin, which is what they are told.
  *   cost.c            what work will take, by what such work took.
  *   job.c             a job, its mailbox and its outbox.
+ *   thread.c          threads, and the clock.
  *   generation.c      engines before and after this one.
  *   log.c             lines for the log, not too many.
  *   status.c          what the engine tells about itself, in stats.h's memory.
@@ -293,6 +296,12 @@ typedef struct {
     int64_t     pass;               /* when it is its turn: see queue.c */
 } sd_queue_t;
 
+typedef struct {
+    sd_job_t   *job[SD_PRIORITIES];
+    int         image[SD_PRIORITIES];
+    int64_t     pass[SD_PRIORITIES];
+} sd_queue_walk_t;
+
 
 struct sd_engine_s {
     sd_engine_conf_t         conf;
@@ -356,13 +365,16 @@ struct sd_engine_s {
 };
 
 
-/* engine.c */
+/* thread.c */
 
 int64_t sd_engine_now(void);                /* ms, monotonic */
 double sd_engine_clock(void);               /* the same with fractions */
 int sd_engine_thread(pthread_t *t, void *(*main)(void *), void *data,
     const char *name, int n, sd_error_t *err);
 void sd_engine_wake_io(sd_engine_t *e);
+
+
+/* their mains */
 
 void *sd_io_thread(void *data);
 void *sd_encoder_thread(void *data);
@@ -391,23 +403,41 @@ int sd_engine_suppressed(sd_engine_t *e, int end);
 /* all devices, and all models on each, from configurations and headers */
 void sd_devices_open(sd_engine_t *e);
 void sd_devices_free(sd_engine_t *e);       /* no thread is left */
-/* the arena for prompts and pictures, until it is wanted again; the side
- * thread */
-void sd_device_trim(sd_engine_device_t *d);
 /* the models, one after the other, until they are ready; the step thread */
 void sd_device_load(sd_engine_device_t *d);
 /* none of its models will be ready */
 void sd_device_failed(sd_engine_device_t *d, sd_error_t *err);
 
+
+/* unit.c */
+
+/* once a precision that a model wants; an error is kept */
+int sd_unit_open(sd_engine_device_t *d, sd_precision_t precision,
+    sd_error_t *err);
+void sd_unit_free(sd_engine_unit_t *u);
+/* arenas of this size, at least: for steps, and for all else */
+int sd_unit_steps(sd_engine_device_t *d, sd_engine_unit_t *u, size_t size,
+    sd_error_t *err);
+sd_context_t *sd_unit_side(sd_engine_device_t *d, sd_engine_unit_t *u,
+    size_t size, sd_error_t *err);
+/* the latter's go, until they are wanted again; the side thread */
+void sd_device_trim(sd_engine_device_t *d);
+
+
+/* copy.c */
+
+/* model i, by its configuration and headers: milliseconds */
+void sd_copy_open(sd_engine_device_t *d, size_t i);
+void sd_copy_load(sd_engine_device_t *d, size_t i);
+void sd_copy_failed(sd_engine_device_t *d, size_t i, sd_error_t *err);
+
 /* the arenas' sizes for a picture */
 int sd_copy_plan(sd_engine_device_t *d, sd_engine_copy_t *copy, int width,
     int height, size_t *steps, size_t *side, sd_error_t *err);
-/* contexts whose arenas have these sizes, at least: for steps, with a batch,
- * and for all else */
+/* an arena for steps of this size, at least, and a batch in it */
 int sd_copy_steps(sd_engine_device_t *d, sd_engine_copy_t *copy, size_t size,
     sd_error_t *err);
-sd_context_t *sd_copy_side(sd_engine_device_t *d, sd_engine_copy_t *copy,
-    size_t size, sd_error_t *err);
+/* how many are stepped together */
 int sd_copy_pictures(sd_engine_device_t *d, const sd_engine_copy_t *copy);
 /* so that a card knows the kernels for pictures of this size before they step;
  * by whom pictures begin */
@@ -468,7 +498,7 @@ void sd_queue_init(sd_engine_t *e);
 void sd_queue_free(sd_engine_t *e);         /* no thread is left */
 /* 503, whatever it asks for, which need not be read then */
 int sd_queue_full(sd_job_t *job, sd_error_t *err);
-/* SD_OK, or 503 with the reason; mails QUEUED where it has to wait */
+/* SD_OK, or 503 with the reason */
 int sd_queue_add(sd_job_t *job, sd_error_t *err);
 /* SD_ERROR: why a job is refused whose model is not there yet */
 int sd_queue_warming(sd_job_t *job, sd_error_t *err);
@@ -481,17 +511,33 @@ int sd_queue_take_locked(sd_engine_device_t *d);
 void sd_queue_cancel_all_locked(sd_engine_t *e, sd_cancel_t reason);
 /* jobs of a model that could not be loaded */
 void sd_queue_fail(sd_engine_t *e, sd_engine_model_t *m);
-/* where it stands in the queue, if it does, into the event */
-void sd_queue_place_locked(const sd_job_t *job, sd_event_t *ev);
-/* those that wait where they stand, if that has changed; once a second */
-void sd_queue_tell(sd_engine_t *e);
 int sd_queue_running_locked(const sd_engine_t *e);
-/* slots of all devices that have not failed */
+/* slots of all devices that have not failed; those that nobody has; devices
+ * that take pictures, one at least, to divide by */
 int sd_queue_slots_locked(const sd_engine_t *e);
-/* seconds until the queue should have room for it */
-int sd_queue_retry_after(sd_job_t *job);
+int sd_queue_free_locked(const sd_engine_t *e);
+int sd_queue_devices_locked(const sd_engine_t *e);
+/* the pictures that wait, in the order in which they will be taken: the next
+ * one's job, and which one of it; NULL: that was all */
+void sd_queue_walk_locked(sd_queue_walk_t *w, const sd_engine_t *e);
+sd_job_t *sd_queue_walk_next(sd_queue_walk_t *w, int *image);
+/* what the pictures of a job that wait will take is asked for anew now and
+ * then, as one learns */
+void sd_queue_weigh_locked(sd_job_t *job, double work);
 /* what a job that is cancelled for this reason is told */
 int sd_cancel_error(sd_error_t *err, sd_cancel_t reason);
+
+
+/* forecast.c */
+
+/* a job has been queued: it is told where it stands, unless it need not wait */
+void sd_forecast_added(sd_job_t *job);
+/* those that wait where they stand, if that has changed; once a second */
+void sd_forecast_tell(sd_engine_t *e);
+/* where it stands in the queue, if it does, into the event */
+void sd_forecast_place_locked(const sd_job_t *job, sd_event_t *ev);
+/* seconds until the queue should have room for it */
+int sd_forecast_retry_after(sd_job_t *job);
 
 
 /* cost.c: 0 where nothing is known yet, as no device has the model ready */

@@ -758,7 +758,7 @@ sd_io_scan(sd_engine_t *e)
 
     if (now - e->told >= SD_IO_TELL) {
         e->told = now;
-        sd_queue_tell(e);
+        sd_forecast_tell(e);
     }
 
     tick = e->conf.heartbeat / 3;

@@ -17,33 +17,8 @@
 #include "internal.h"
 
 
-#define SD_MAX_RETRY_AFTER  3600
-#define SD_QUEUE_TELL       1000        /* ms between two positions */
-#define SD_QUEUE_LOOK       4096        /* pictures that are looked at */
-#define SD_QUEUE_PLACES     512
-
-
 /* by sd_priority_t: how much a picture that is taken counts against its queue */
 static const int  sd_queue_stride[SD_PRIORITIES] = { 4, 2, 1 };
-
-
-/* the pictures that wait, in the order in which they will be taken */
-
-typedef struct {
-    sd_job_t   *job[SD_PRIORITIES];
-    int         image[SD_PRIORITIES];
-    int64_t     pass[SD_PRIORITIES];
-} sd_queue_walk_t;
-
-
-/* ... and where they will: what is left of that which runs, in ms of a device */
-
-typedef struct {
-    double      left[SD_QUEUE_PLACES];
-    int         n, devices;
-    double      done;                   /* by each place, so far */
-    double      ms;                     /* in which it was */
-} sd_queue_places_t;
 
 
 void
@@ -72,7 +47,7 @@ sd_queue_free(sd_engine_t *e)
 }
 
 
-static void
+void
 sd_queue_walk_locked(sd_queue_walk_t *w, const sd_engine_t *e)
 {
     int  k;
@@ -85,9 +60,7 @@ sd_queue_walk_locked(sd_queue_walk_t *w, const sd_engine_t *e)
 }
 
 
-/* the next one's job, and which one of it; NULL: that was all */
-
-static sd_job_t *
+sd_job_t *
 sd_queue_walk_next(sd_queue_walk_t *w, int *image)
 {
     int        i, k;
@@ -146,9 +119,7 @@ sd_queue_slots_locked(const sd_engine_t *e)
 }
 
 
-/* that take pictures; one at least, to divide by */
-
-static int
+int
 sd_queue_devices_locked(const sd_engine_t *e)
 {
     int  k, n;
@@ -161,93 +132,7 @@ sd_queue_devices_locked(const sd_engine_t *e)
 }
 
 
-/* the slots of all devices, as far as these take pictures */
-
-static void
-sd_queue_places_locked(sd_queue_places_t *p, const sd_engine_t *e)
-{
-    int                        i, k;
-    const sd_run_t            *run;
-    const sd_engine_device_t  *d;
-
-    memset(p, 0, sizeof(sd_queue_places_t));
-
-    for (k = 0; k < e->ndevices; k++) {
-        d = &e->devices[k];
-
-        if (d->state != SD_MODEL_READY) {
-            continue;
-        }
-
-        p->devices++;
-
-        for (i = 0; i < d->slots && p->n < SD_QUEUE_PLACES; i++) {
-            run = &d->runs[i];
-            p->left[p->n++] = run->job ? sd_cost_run_locked(run) : 0;
-        }
-    }
-}
-
-
-static void
-sd_queue_places_sift(sd_queue_places_t *p, int i)
-{
-    int     k;
-    double  left;
-
-    left = p->left[i];
-
-    for (k = 2 * i + 1; k < p->n; k = 2 * i + 1) {
-        k += k + 1 < p->n && p->left[k + 1] < p->left[k];
-
-        if (left <= p->left[k]) {
-            break;
-        }
-
-        p->left[i] = p->left[k];
-        i = k;
-    }
-
-    p->left[i] = left;
-}
-
-
-/* a heap, so that who is done first is the first */
-
-static void
-sd_queue_places_sort(sd_queue_places_t *p)
-{
-    int  i;
-
-    for (i = p->n / 2 - 1; i >= 0; i--) {
-        sd_queue_places_sift(p, i);
-    }
-}
-
-
-/* the next picture begins; ms from now.  All that run share the devices */
-
-static double
-sd_queue_places_next(sd_queue_places_t *p, double work)
-{
-    if (p->n == 0) {
-        return 0;
-    }
-
-    p->ms += (p->left[0] - p->done) * p->n / p->devices;
-    p->done = p->left[0];
-
-    p->left[0] += work;
-    sd_queue_places_sift(p, 0);
-
-    return p->ms;
-}
-
-
-/* what the pictures of a job that wait will take is asked for anew now and
- * then, as one learns */
-
-static void
+void
 sd_queue_weigh_locked(sd_job_t *job, double work)
 {
     sd_engine_t  *e;
@@ -260,174 +145,6 @@ sd_queue_weigh_locked(sd_job_t *job, double work)
     if (e->nwaiting == 0) {
         e->queued = 0;
     }
-}
-
-
-/* when those that wait will begin, and how many before them */
-
-static void
-sd_queue_look_locked(sd_engine_t *e)
-{
-    int                 n, position, image;
-    double              work, ms;
-    int64_t             now;
-    sd_job_t           *job;
-    sd_queue_walk_t     walk;
-    sd_queue_places_t   places;
-
-    now = sd_engine_now();
-    position = 0;
-
-    sd_queue_walk_locked(&walk, e);
-    sd_queue_places_locked(&places, e);
-    sd_queue_places_sort(&places);
-
-    for (n = 0; n < SD_QUEUE_LOOK; n++) {
-        job = sd_queue_walk_next(&walk, &image);
-
-        if (job == NULL) {
-            break;
-        }
-
-        work = sd_cost_job_locked(job);
-        ms = sd_queue_places_next(&places, work);
-
-        if (image == job->next_image) {
-            sd_queue_weigh_locked(job, work * (job->params.images - image));
-        }
-
-        if (image == 0) {
-            job->position = ++position;
-            job->begins = places.n && work ? now + (int64_t) ms : 0;
-        }
-    }
-
-    sd_status_changed_locked(e);
-}
-
-
-/*
- * Room comes when the next one begins, which is when the first of those that
- * run is done; and where the time is bounded, when enough of it has passed.
- */
-
-int
-sd_queue_retry_after(sd_job_t *job)
-{
-    int                 i, s;
-    double              ms, first, over;
-    sd_engine_t        *e;
-    sd_queue_places_t   p;
-
-    e = job->engine;
-    ms = 0;
-
-    pthread_mutex_lock(&e->lock);
-
-    sd_queue_places_locked(&p, e);
-
-    if (p.n) {
-        first = p.left[0];
-
-        for (i = 1; i < p.n; i++) {
-            first = p.left[i] < first ? p.left[i] : first;
-        }
-
-        ms = first * p.n / p.devices;
-    }
-
-    if (e->conf.queue_time && p.devices) {
-        over = (e->queued + sd_cost_job_locked(job) * job->params.images)
-               / p.devices - e->conf.queue_time;
-        ms = over > ms ? over : ms;
-    }
-
-    pthread_mutex_unlock(&e->lock);
-
-    s = ms / 1000 < SD_MAX_RETRY_AFTER ? ms / 1000 + 1 : SD_MAX_RETRY_AFTER;
-
-    return s;
-}
-
-
-void
-sd_queue_place_locked(const sd_job_t *job, sd_event_t *ev)
-{
-    int64_t  left;
-
-    ev->position = 0;
-    ev->eta = -1;
-
-    if (!job->waiting || job->next_image) {
-        return;
-    }
-
-    ev->position = job->position;
-
-    if (job->begins) {
-        left = job->begins - sd_engine_now();
-        ev->eta = left > 0 ? left / 1e3 : 0;
-    }
-}
-
-
-/* where it stands, unless somebody has yet to come to what it was told before */
-
-static void
-sd_queue_tell_locked(sd_job_t *job)
-{
-    sd_mail_t  *mail;
-
-    if (job->mail || job->chunks || !job->params.format->progressive
-        || job->model->state != SD_MODEL_READY)
-    {
-        return;
-    }
-
-    mail = sd_mail_new(SD_EVENT_QUEUED);
-    if (mail == NULL) {
-        return;
-    }
-
-    sd_queue_place_locked(job, &mail->event);
-
-    job->told = mail->event.position;
-    job->told_at = sd_engine_now();
-
-    mail->event.steps = job->report.steps;
-    mail->event.seed = job->report.seed;
-
-    sd_job_mail_locked(job, mail);
-}
-
-
-void
-sd_queue_tell(sd_engine_t *e)
-{
-    int        k;
-    int64_t    now;
-    sd_job_t  *job;
-
-    pthread_mutex_lock(&e->lock);
-
-    if (e->nwaiting) {
-        sd_queue_look_locked(e);
-    }
-
-    now = sd_engine_now();
-
-    for (k = 0; k < SD_PRIORITIES; k++) {
-        for (job = e->queues[k].first; job; job = job->next_waiting) {
-
-            if (job->next_image == 0 && job->position != job->told
-                && now - job->told_at >= SD_QUEUE_TELL)
-            {
-                sd_queue_tell_locked(job);
-            }
-        }
-    }
-
-    pthread_mutex_unlock(&e->lock);
 }
 
 
@@ -481,7 +198,7 @@ sd_queue_append_locked(sd_job_t *job)
 }
 
 
-static int
+int
 sd_queue_free_locked(const sd_engine_t *e)
 {
     return sd_queue_slots_locked(e) - sd_queue_running_locked(e);
@@ -621,15 +338,6 @@ sd_queue_add(sd_job_t *job, sd_error_t *err)
 
         sd_queue_append_locked(job);
         sd_queue_weigh_locked(job, work);
-
-        /* who need not wait is told nothing, and before the model is loaded
-         * the answer may yet be that it cannot be */
-
-        if (e->nwaiting > sd_queue_free_locked(e)) {
-            job->position = e->nwaiting;
-            sd_queue_look_locked(e);
-            sd_queue_tell_locked(job);
-        }
 
         pthread_cond_broadcast(&e->device_cond);
     }

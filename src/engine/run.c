@@ -247,7 +247,7 @@ sd_run_begin(sd_engine_device_t *d, sd_run_t *run, sd_error_t *err)
         return rc;
     }
 
-    cx = sd_copy_side(d, run->copy, run->side_size, err);
+    cx = sd_unit_side(d, run->copy->unit, run->side_size, err);
     if (cx == NULL) {
         return SD_ERROR;
     }
@@ -455,7 +455,7 @@ sd_run_picture(sd_engine_device_t *d, sd_run_t *run, sd_mail_t *mail,
     }
 
     if (scale == 1) {
-        cx = sd_copy_side(d, run->copy, run->side_size, err);
+        cx = sd_unit_side(d, run->copy->unit, run->side_size, err);
         sd_run_clock(d, run, SD_COST_FINISH, &clock);
 
         rc = cx ? sd_picture_decode(run->picture, cx, 1,
@@ -524,7 +524,7 @@ sd_run_finish(sd_engine_device_t *d, sd_run_t *run, sd_error_t *err)
     job = run->job;
     size = (size_t) run->width * run->height * 3;
 
-    cx = sd_copy_side(d, run->copy, run->side_size, err);
+    cx = sd_unit_side(d, run->copy->unit, run->side_size, err);
     if (cx == NULL) {
         return SD_ERROR;
     }

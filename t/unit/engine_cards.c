@@ -1,6 +1,6 @@
 /*
- * The engine over its socket, with a fake model on fake cards: one, several, and
- * those that are not there or die.
+ * The engine over its socket, with a fake model on fake cards: one, several,
+ * and those that are not there or die.
  */
 
 #define _GNU_SOURCE

@@ -1,6 +1,6 @@
 /*
- * The engine over its socket, with a fake model: the ways in which a job, or the
- * engine, can end.
+ * The engine over its socket, with a fake model: the ways in which a job, or
+ * the engine, can end.
  */
 
 #define _GNU_SOURCE
