@@ -357,9 +357,9 @@ conv_up(const __grid_constant__ up_t u)
 
 
 /*
- * The fewest boxes of so many pixels.  Eight rows of 128 bytes are what swizzles
- * repeat after, so a row has at least eight pixels; four rows, as one more is
- * read; and a group's 64 pixels are of one sample.
+ * The fewest boxes of so many pixels.  Eight rows of 128 bytes are what
+ * swizzles repeat after, so a row has at least eight pixels; four rows, as one
+ * more is read; and a group's 64 pixels are of one sample.
  */
 
 static boxes_t

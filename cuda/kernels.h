@@ -1,6 +1,8 @@
 /*
  * Our own kernels: what no library has, or not as well.  One file a kernel;
- * each opens with its floor (bytes, flops) and how near it gets.
+ * each opens with its floor (bytes, flops) and how near it gets.  Which of
+ * several is for what: attention.cu, group_norm.cu, conv_sm90_choose.cu.  What
+ * they share: common.cuh; on Hopper sm90.cuh and wgmma.cuh.
  *
  * A launcher enqueues on a stream and returns the launch's error.  It allocates
  * nothing and never waits, so all of them may be captured into a graph.  All
