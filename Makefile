@@ -207,6 +207,8 @@ $(BUILD)/t/gpu/%: $(BUILD)/t/gpu/%.o $(CUDA_OBJS)
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) -o $@ $^ $(CUDA_LIBS)
 
+-include $(GPU_TESTS:%=%.d)
+
 # the operations alone: no library but CUDA's own; the backend is loaded from
 # beside the program
 OPS_OBJS   := $(patsubst %.c,$(BUILD)/%.o,$(wildcard src/ops/*.c) \
