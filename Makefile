@@ -341,8 +341,8 @@ $(BUILD)/fuzz/libsd.a: $(FUZZ_OBJS) $(ISA_OBJS)
 
 $(BUILD)/t/fuzz/%: t/fuzz/%.c $(BUILD)/fuzz/libsd.a
 	@mkdir -p $(@D)
-	$(FUZZ_CC) $(CPPFLAGS) -DTAP_PATIENCE=0 \
-	    -fsanitize=fuzzer,address,undefined -o $@ $^ $(LDLIBS)
+	$(FUZZ_CC) $(CPPFLAGS) -fsanitize=fuzzer,address,undefined -o $@ $^ \
+	    $(LDLIBS)
 
 -include $(FUZZ_OBJS:.o=.d)
 

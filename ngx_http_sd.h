@@ -127,7 +127,16 @@ typedef enum {
 } ngx_http_sd_variable_e;
 
 
-/* ngx_http_sd_module.c */
+/* ngx_http_sd_directives.c */
+
+char *ngx_http_sd_set_handler(ngx_conf_t *cf, ngx_command_t *cmd, void *conf);
+char *ngx_http_sd_set_zone(ngx_conf_t *cf, ngx_command_t *cmd, void *conf);
+char *ngx_http_sd_set_model(ngx_conf_t *cf, ngx_command_t *cmd, void *conf);
+char *ngx_http_sd_set_device(ngx_conf_t *cf, ngx_command_t *cmd, void *conf);
+char *ngx_http_sd_set_queue(ngx_conf_t *cf, ngx_command_t *cmd, void *conf);
+char *ngx_http_sd_set_sizes(ngx_conf_t *cf, ngx_command_t *cmd, void *conf);
+char *ngx_http_sd_set_cors(ngx_conf_t *cf, ngx_command_t *cmd, void *conf);
+char *ngx_http_sd_check_msec(ngx_conf_t *cf, void *post, void *data);
 
 sd_user_t *ngx_http_sd_user(ngx_cycle_t *cycle, sd_user_t *user);
 
