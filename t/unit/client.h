@@ -286,7 +286,8 @@ ask(answer_t *a, sd_request_t r, const char *body)
 static int UNUSED
 has(const answer_t *a, const char *s)
 {
-    return memmem(a->body.data, a->body.len, s, strlen(s)) != NULL;
+    return a->body.len
+           && memmem(a->body.data, a->body.len, s, strlen(s)) != NULL;
 }
 
 
@@ -300,7 +301,7 @@ count(const answer_t *a, const char *s)
     p = a->body.data;
     end = p + a->body.len;
 
-    while ((p = memmem(p, end - p, s, strlen(s))) != NULL) {
+    while (p && (p = memmem(p, end - p, s, strlen(s))) != NULL) {
         p += strlen(s);
         n++;
     }
