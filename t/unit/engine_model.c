@@ -243,30 +243,39 @@ test_pages(void)
 }
 
 
+/* ms of the processor so far, to which it does not matter who else has it: a
+ * step of 512x512 takes thousands */
+
+static int64_t
+worked(void)
+{
+    struct timespec  ts;
+
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &ts);
+
+    return (int64_t) ts.tv_sec * 1000 + ts.tv_nsec / 1000000;
+}
+
+
 static void
-test_cancel(sd_engine_t *e)
+test_cancel(void)
 {
     int           fd;
     int64_t       t;
-    answer_t      a = { 0 };
     sd_request_t  r;
 
     r = request(SD_DIALECT_NATIVE, "image/jpeg");
     fd = send_request(&r, "{\"prompt\":\"x\",\"steps\":100,\"width\":512,"
                       "\"height\":512}");
+    wait_queue(1, 0);
     nap(300);
-    t = now();
+
+    t = worked();
     close(fd);
+    wait_queue(0, 0);
+    t = worked() - t;
 
-    do {
-        nap(5);
-        ask_status(&a);
-    } while (!has(&a, "\"running\":0,") && now() - t < 5000);
-
-    ok(now() - t < 1000, "cancelled in the middle of a step");
-    printf("# after %d ms\n", (int) (now() - t));
-
-    forget(&a);
+    ok(t < 1000, "cancelled in the middle of a step, after %d ms", (int) t);
 }
 
 
@@ -296,9 +305,9 @@ test_handoff(sd_engine_t *e, const sd_buf_t *whole)
     sd_engine_drain(e);
     finish(fd, &a);
 
-    t = now();
+    t = worked();
     sd_engine_stop(e);
-    ok(now() - t < 500, "stopped");
+    ok(worked() - t < 1000, "stopped");
 
     ok(has(&a, "SD-Event: handoff"), "handed off");
 
@@ -324,11 +333,14 @@ test_handoff(sd_engine_t *e, const sd_buf_t *whole)
     r = request(SD_DIALECT_NATIVE, "");
     fd = send_request(&r, "{\"prompt\":\"x\",\"steps\":100,\"width\":512,"
                       "\"height\":512}");
+    wait_queue(1, 0);
     nap(300);
-    t = now();
+
+    t = worked();
     sd_engine_stop(e);
-    ok(now() - t < 500, "stopped in the middle of a step");
-    printf("# after %d ms\n", (int) (now() - t));
+    t = worked() - t;
+
+    ok(t < 1000, "stopped in the middle of a step, after %d ms", (int) t);
     close(fd);
 
     free(body);
@@ -355,7 +367,7 @@ main(void)
     test_same(&a.body);
     test_state();
     test_pages();
-    test_cancel(e);
+    test_cancel();
     test_handoff(e, &a.body);
 
     is_int(fds(), before, "no descriptor is left");

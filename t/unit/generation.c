@@ -289,7 +289,7 @@ test_ends(void)
 
     t = now();
     sd_engine_stop(e);
-    ok(now() - t < 1000, "it stops while it waits");
+    ok(now() - t < 10000, "it stops while it waits");
 
     killed(pid);
     close(end);
