@@ -140,9 +140,13 @@ char *ngx_http_sd_check_msec(ngx_conf_t *cf, void *post, void *data);
 
 sd_user_t *ngx_http_sd_user(ngx_cycle_t *cycle, sd_user_t *user);
 
-/* ngx_http_sd_upstream.c */
+/* ngx_http_sd_handler.c */
 
 ngx_int_t ngx_http_sd_handler(ngx_http_request_t *r);
+
+/* ngx_http_sd_upstream.c */
+
+ngx_int_t ngx_http_sd_generate(ngx_http_request_t *r);
 ngx_int_t ngx_http_sd_add_header(ngx_http_request_t *r, char *name,
     ngx_str_t *value);
 ngx_int_t ngx_http_sd_variable(ngx_http_request_t *r,

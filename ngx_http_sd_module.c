@@ -15,6 +15,7 @@
  *
  *     ngx_http_sd_module.c     what nginx is told: directives, configuration
  *     ngx_http_sd_directives.c the directives that nginx cannot read by itself
+ *     ngx_http_sd_handler.c    who may ask, and who answers
  *     ngx_http_sd_upstream.c   a request's way to the engine, the answer's way
  *                              back, variables
  *     ngx_http_sd_status.c     what operators look at, and the zone it is in
