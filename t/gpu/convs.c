@@ -66,21 +66,10 @@ test_conv(const conv_t *t)
     for (j = 0; j < 3; j++) {
         n = min(batches[j], in * c > 1 << 24 ? 3 : 16);
 
-        sd_half_t  *dx = device(in * t->c * 2 * n, NULL);
-        sd_half_t  *dx2 = device(in * t->c2 * 2 * n, NULL);
-        sd_half_t  *dy = device(one * 2 * n, NULL);
-
-        for (i = 0; i < n; i++) {
-            must(cudaMemcpy(dx + i * in * t->c, hx + i % 2 * in * t->c,
-                            in * t->c * 2, cudaMemcpyHostToDevice), "copy");
-            must(cudaMemcpy(dx2 + i * in * t->c2, hx2 + i % 2 * in * t->c2,
-                            in * t->c2 * 2, cudaMemcpyHostToDevice), "copy");
-
-            if (t->residual) {
-                must(cudaMemcpy(dy + i * one, hr + i % 2 * one, one * 2,
-                                cudaMemcpyHostToDevice), "copy");
-            }
-        }
+        sd_half_t  *dx = samples(n, in * t->c * 2, hx);
+        sd_half_t  *dx2 = samples(n, in * t->c2 * 2, hx2);
+        sd_half_t  *dy = t->residual ? samples(n, one * 2, hr)
+                                     : device(one * 2 * n, NULL);
 
         d.n = n;
         d.x = dx;
@@ -205,13 +194,8 @@ test_conv_up(int h, int w, int c, int k)
     for (j = 0; j < 4; j++) {
         n = min(batches[j], one > 1 << 24 ? 3 : 16);
 
-        sd_half_t  *dx = device(in * 2 * n, NULL);
+        sd_half_t  *dx = samples(n, in * 2, hx);
         sd_half_t  *dy = device(one * 2 * n, NULL);
-
-        for (i = 0; i < n; i++) {
-            must(cudaMemcpy(dx + i * in, hx + i % 2 * in, in * 2,
-                            cudaMemcpyHostToDevice), "copy");
-        }
 
         d.n = n;
         d.x = dx;
@@ -326,16 +310,9 @@ test_conv_sm90(int h, int w, int c, int k, int residual)
     for (j = 0; j < 4; j++) {
         n = batches[j];
 
-        sd_half_t  *dx = device(in * 2 * n, NULL);
+        sd_half_t  *dx = samples(n, in * 2, hx);
         sd_half_t  *dy = device(one * 2 * n, NULL);
-        sd_half_t  *dr = device(one * 2 * n, NULL);
-
-        for (i = 0; i < n; i++) {
-            must(cudaMemcpy(dx + i * in, hx + i % 2 * in, in * 2,
-                            cudaMemcpyHostToDevice), "copy");
-            must(cudaMemcpy(dr + i * one, hr + i % 2 * one, one * 2,
-                            cudaMemcpyHostToDevice), "copy");
-        }
+        sd_half_t  *dr = samples(n, one * 2, hr);
 
         d.n = n;
         d.x = dx;
@@ -467,20 +444,11 @@ test(int small)
 static cudaError_t
 run_conv(const bench_t *b, void *x, void *y)
 {
-    sd_cuda_conv_t  d;
-
-    memset(&d, 0, sizeof(d));
-    d.y = y;
-    d.x = x;
-    d.w = b->extra[0];
-    d.bias = b->extra[0];
-    d.n = b->n;
-    d.h = d.oh = b->a;
-    d.wd = d.ow = b->b;
-    d.c = b->c;
-    d.k = b->k;
-    d.r = 3;
-    d.stride = 1;
+    sd_cuda_conv_t  d = {
+        .y = y, .x = x, .w = b->extra[0], .bias = b->extra[0], .n = b->n,
+        .h = b->a, .wd = b->b, .c = b->c, .oh = b->a, .ow = b->b, .k = b->k,
+        .r = 3, .stride = 1
+    };
 
     return sd_cuda_conv_direct(stream, &chip, &d);
 }
@@ -489,23 +457,11 @@ run_conv(const bench_t *b, void *x, void *y)
 static cudaError_t
 run_conv_up(const bench_t *b, void *x, void *y)
 {
-    sd_cuda_conv_t  d;
-
-    memset(&d, 0, sizeof(d));
-    d.y = y;
-    d.x = x;
-    d.w = b->extra[0];
-    d.bias = b->extra[0];
-    d.n = b->n;
-    d.h = b->a;
-    d.wd = b->b;
-    d.oh = 2 * b->a;
-    d.ow = 2 * b->b;
-    d.c = b->c;
-    d.k = b->c;
-    d.r = 3;
-    d.stride = 1;
-    d.upsample = 1;
+    sd_cuda_conv_t  d = {
+        .y = y, .x = x, .w = b->extra[0], .bias = b->extra[0], .n = b->n,
+        .h = b->a, .wd = b->b, .c = b->c, .oh = 2 * b->a, .ow = 2 * b->b,
+        .k = b->c, .r = 3, .stride = 1, .upsample = 1
+    };
 
     return sd_cuda_conv_up(stream, &chip, &d);
 }
@@ -516,20 +472,11 @@ run_conv_up(const bench_t *b, void *x, void *y)
 static cudaError_t
 run_conv_sm90(const bench_t *b, void *x, void *y)
 {
-    sd_cuda_conv_t  d;
-
-    memset(&d, 0, sizeof(d));
-    d.y = y;
-    d.x = b->extra[0];
-    d.w = x;
-    d.bias = b->extra[1];
-    d.residual = b->extra[2];
-    d.n = b->n;
-    d.h = d.oh = d.wd = d.ow = b->a;
-    d.c = b->c;
-    d.k = b->k;
-    d.r = 3;
-    d.stride = 1;
+    sd_cuda_conv_t  d = {
+        .y = y, .x = b->extra[0], .w = x, .bias = b->extra[1],
+        .residual = b->extra[2], .n = b->n, .h = b->a, .wd = b->a, .c = b->c,
+        .oh = b->a, .ow = b->a, .k = b->k, .r = 3, .stride = 1
+    };
 
     return sd_cuda_conv_sm90(stream, &chip, &d);
 }

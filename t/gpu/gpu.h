@@ -83,6 +83,23 @@ host(const void *p, size_t size)
 }
 
 
+/* a batch of n samples of size bytes: the two of from, again and again */
+
+static inline void *
+samples(int n, size_t size, const void *from)
+{
+    int    i;
+    char  *p = device(size * n, NULL);
+
+    for (i = 0; i < n; i++) {
+        must(cudaMemcpy(p + i * size, (const char *) from + i % 2 * size, size,
+                        cudaMemcpyHostToDevice), "cudaMemcpy");
+    }
+
+    return p;
+}
+
+
 /* halves, rounded to nearest even */
 
 static inline float

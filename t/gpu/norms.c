@@ -113,19 +113,8 @@ test_norm(const norm_t *t)
         n = min(batches[j], most);
         size = (size_t) t->hw * 2;
 
-        /* the two samples, again and again */
-
-        sd_half_t  *dx = device(size * t->c * n, NULL);
-        sd_half_t  *dx2 = device(size * t->c2 * n, NULL);
-
-        for (i = 0; i < n; i++) {
-            must(cudaMemcpy(dx + (size_t) i * t->hw * t->c,
-                            x[0] + (size_t) (i % 2) * t->hw * t->c,
-                            size * t->c, cudaMemcpyHostToDevice), "copy");
-            must(cudaMemcpy(dx2 + (size_t) i * t->hw * t->c2,
-                            x[1] + (size_t) (i % 2) * t->hw * t->c2,
-                            size * t->c2, cudaMemcpyHostToDevice), "copy");
-        }
+        sd_half_t  *dx = samples(n, size * t->c, x[0]);
+        sd_half_t  *dx2 = samples(n, size * t->c2, x[1]);
 
         /* in place where that is allowed, once */
 

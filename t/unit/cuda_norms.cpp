@@ -25,8 +25,9 @@ group_norm(int arch, int n, int hw, int c, int c2, int groups, int act,
     cpg = channels / groups;
 
     snprintf(name, sizeof(name),
-             "group_norm sm_%d %dx%dx%d+%d, %d groups%s%s%s", arch, n, hw, c, c2, groups, act ? ", silu" : "",
-             addend ? ", addend" : "", bias ? ", off centre" : "");
+             "group_norm sm_%d %dx%dx%d+%d, %d groups%s%s%s", arch, n, hw, c, c2,
+             groups, act ? ", silu" : "", addend ? ", addend" : "",
+             bias ? ", off centre" : "");
 
     halves_t   x = halves((size_t) n * hw * c, 1, bias);
     halves_t   x2 = halves((size_t) n * hw * c2, 2, bias);
