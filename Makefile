@@ -59,6 +59,14 @@ ISA_bf16  := $(ISA_avx512) -mavx512bf16 -mamx-tile -mamx-bf16
 ISA_OBJS  += $(patsubst %.c,$(BUILD)/%.o,$(sort $(wildcard src/ops/cpu/bf16/*.c)))
 endif
 OBJS      += $(ISA_OBJS)
+
+# tsan takes 45 times as long with all: it sees the baseline, whose tasks and
+# tiles are those of the others, in t/unit/ops and t/unit/picture
+ifeq ($(SANITIZE),thread)
+ISA_avx2   += -fno-sanitize=thread
+ISA_avx512 += -fno-sanitize=thread
+endif
+
 CLI       := $(sort $(wildcard src/cli/*.c))
 UNITS     := $(sort $(wildcard t/unit/*.c))
 # one thread, whose many fibers overflow tsan

@@ -633,5 +633,11 @@ main(int argc, char **argv)
 
     report();
 
+    for (i = 0; i < clients; i++) {
+        free(c[i].request);
+    }
+
+    free(c);
+
     return failed ? 1 : 0;
 }

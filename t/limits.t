@@ -107,7 +107,7 @@ $r = $t->post('/generate', { %small, steps => 300, width => 128,
                              height => 128 }, Accept => 'multipart/mixed');
 is($r->status(), 200, 'a client that does not read');
 
-ok((wait_for { $t->status()->{running} == 0 } 120), 'its picture is made');
+ok((wait_for { $t->status()->{running} == 0 } 600), 'its picture is made');
 is($t->post('/generate', { %small })->status(), 200, 'and another one');
 
 my @parts = $r->parts();
