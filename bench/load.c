@@ -461,6 +461,15 @@ object(const char *name, const values_t *a)
 
 
 static void
+sort(values_t *a)
+{
+    if (a->n) {
+        qsort(a->v, a->n, sizeof(double), compare);
+    }
+}
+
+
+static void
 report(void)
 {
     double  t, rate, jain;
@@ -469,9 +478,9 @@ report(void)
     rate = t > 0 ? 60 * total.n / t : 0;
     jain = fairness(&total);
 
-    qsort(first.v, first.n, sizeof(double), compare);
-    qsort(gap.v, gap.n, sizeof(double), compare);
-    qsort(total.v, total.n, sizeof(double), compare);
+    sort(&first);
+    sort(&gap);
+    sort(&total);
 
     if (json) {
         printf("{\"clients\":%d,\"pictures\":%zu,\"refused\":%ld,"

@@ -37,15 +37,11 @@ sub clients {
 }
 
 
-# ratios are of steps, and not of clients, of whom a sanitizer has few
-
-my $clients = $SD::SANITIZED eq '' ? 16 : 4;
-my $fields = q{-b '"width":64,"height":64,"steps":%d'};
-my $long = sprintf $fields, 24;
-my $short = sprintf $fields, $SD::SANITIZED eq '' ? 24 : 2;
+my ($clients, $steps) = $SD::SANITIZED ? (4, 4) : (16, 24);
+my $fields = qq{-b '"width":64,"height":64,"steps":$steps'};
 
 for my $format (qw/ multipart sse /) {
-    my %f = map { $_ => clients($_, "-c $clients -n 2 -f $format", $long) }
+    my %f = map { $_ => clients($_, "-c $clients -n 2 -f $format", $fields) }
             qw/ one many /;
 
     for (qw/ one many /) {
@@ -55,23 +51,27 @@ for my $format (qw/ multipart sse /) {
             "$format, $_: all with previews");
     }
 
-    my $sooner = $f{one}{first_preview}{p50} / $f{many}{first_preview}{p50};
-    my $rate = $f{many}{pictures_per_minute} / $f{one}{pictures_per_minute};
+    SKIP: {
+        skip 'a sanitizer\'s times tell nothing', 3 if $SD::SANITIZED;
 
-    cmp_ok($sooner, '>=', 5,
-           sprintf '%s: the first preview is there %.1f times as soon', $format,
-           $sooner);
-    cmp_ok($f{many}{fairness}, '>=', 0.95,
-           sprintf '%s: fairness of equal jobs %.3f', $format,
-           $f{many}{fairness});
-    cmp_ok($rate, '>=', 0.7, sprintf '%s: %.2f of the throughput', $format,
-           $rate);
+        my $sooner = $f{one}{first_preview}{p50} / $f{many}{first_preview}{p50};
+        my $rate = $f{many}{pictures_per_minute} / $f{one}{pictures_per_minute};
+
+        cmp_ok($sooner, '>=', 5,
+               sprintf '%s: the first preview is there %.1f times as soon', $format,
+               $sooner);
+        cmp_ok($f{many}{fairness}, '>=', 0.95,
+               sprintf '%s: fairness of equal jobs %.3f', $format,
+               $f{many}{fairness});
+        cmp_ok($rate, '>=', 0.7, sprintf '%s: %.2f of the throughput', $format,
+               $rate);
+    }
 }
 
 
 # for a time, and more clients than there is room for
 
-my $f = clients('many', '-c 96 -t 0.5', $short);
+my $f = clients('many', '-c 96 -t 0.5', $fields);
 cmp_ok($f->{pictures}, '>=', 80, 'for a time: pictures');
 is($f->{failed}, 0, 'those who are refused ask again');
 
