@@ -20,7 +20,7 @@
 #elif defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 #define TAP_PATIENCE  1200
 #else
-#define TAP_PATIENCE  300
+#define TAP_PATIENCE  600
 #endif
 
 
