@@ -75,10 +75,14 @@ $t->stop();
 sub limited {
     my ($t, $limit) = @_;
 
+    my $runtime = $SD::RUNTIME;
+
     local $SD::NGINX = "$t->{dir}/nginx";
+    local $SD::RUNTIME = '';            # bash ends by tsan's
 
     open my $f, '>', $SD::NGINX or die "$!";
     print $f "#!/bin/bash\nulimit $limit || exit 1\n"
+             . "export LD_PRELOAD=$runtime\n"
              . "exec ${\($ENV{TEST_NGINX_BINARY} // '/usr/sbin/nginx')} "
              . "\"\$@\"\n";
     close $f;
