@@ -29,8 +29,8 @@ KINDS = (
     ("attention", r"attention|softmax|sdpa|flash"),
     ("GroupNorm", r"^sd_gn|group_?norm"),
     ("LayerNorm", r"^sd_ln|layer_?norm"),
-    ("GEGLU", r"geglu"),
-    ("product", r"nvjet|gemm|cutlass|cublas|splitK"),
+    ("GEGLU", r"product_sm90<[0-9]+, 1,|geglu"),
+    ("product", r"product_sm90|nvjet|gemm|cutlass|cublas|splitK"),
     ("copy, fill", r"^copy$|^fill$"),
 )
 

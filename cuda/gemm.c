@@ -485,7 +485,7 @@ sd_cuda_gemm(sd_context_t *cx, const sd_cuda_gemm_t *g)
 /*
  * The library has no activation of ours: SD's GELU is the exact one.  Results
  * are rounded once more on the way, which fp16's own error hides; not in what
- * geglu_sm90.cu takes, for which scratch is planned all the same, as plans know
+ * product_sm90.cu takes, for which scratch is planned all the same, as plans know
  * no chip.
  */
 
@@ -496,7 +496,7 @@ sd_cuda_linear(sd_context_t *cx, sd_tensor_t y, const sd_linear_t *d)
     cudaError_t        rc;
     sd_tensor_t        t;
     sd_cuda_gemm_t     g = { 0 };
-    sd_cuda_geglu_t    q = { 0 };
+    sd_cuda_product_t  q = { 0 };
     sd_cuda_packed_t   p;
 
     t = sd_cuda_linear_scratch(cx, d);
@@ -522,23 +522,26 @@ sd_cuda_linear(sd_context_t *cx, sd_tensor_t y, const sd_linear_t *d)
     g.ldy = d->w->k;
     g.alpha = 1;
 
-    if (d->act == SD_ACT_GEGLU && sd_empty(&d->residual)) {
-        q.y = y.data;
-        q.x = g.x;
-        q.w = g.w;
-        q.bias = g.bias;
-        q.rows = rows;
-        q.inner = d->w->k / 2;
-        q.c = d->w->c;
-        q.tile = -1;
+    q.y = y.data;
+    q.x = g.x;
+    q.w = g.w;
+    q.bias = g.bias;
+    q.rows = rows;
+    q.glu = d->act == SD_ACT_GEGLU;
+    q.cols = q.glu ? d->w->k / 2 : d->w->k;
+    q.c = d->w->c;
+    q.add = !sd_empty(&d->residual);
+    q.tile = -1;
 
-        if (sd_cuda_geglu_sm90_takes(&sd_cuda_of(cx)->device->chip, &q)) {
-            sd_free(cx, &t);
+    if ((q.glu || d->act == SD_ACT_NONE) && y.type == SD_F16
+        && (!q.add || d->residual.data == y.data)
+        && sd_cuda_product_sm90_takes(&sd_cuda_of(cx)->device->chip, &q))
+    {
+        sd_free(cx, &t);
 
-            return sd_cuda_done(cx, sd_cuda_geglu_sm90(sd_cuda_stream(cx),
-                                        &sd_cuda_of(cx)->device->chip, &q),
-                                "geglu");
-        }
+        return sd_cuda_done(cx, sd_cuda_product_sm90(sd_cuda_stream(cx),
+                                    &sd_cuda_of(cx)->device->chip, &q),
+                            "product");
     }
 
     if (!sd_empty(&t)) {

@@ -86,25 +86,29 @@ cudaError_t sd_cuda_add_bias(cudaStream_t s, float *y, const sd_half_t *bias,
 
 
 /*
- * geglu_sm90.cu: y = geglu(x w^T + bias), as one
- * x: [rows, c], w: [2 * inner, c], values' rows first, bias: [2 * inner] or
- * NULL, y: [rows, inner]
+ * product_sm90.cu: y = x w^T + bias, or y += that, or y = geglu(that), as one
+ * x: [rows, c], w: [cols, c], bias: [cols] or NULL, y: [rows, cols].  glu: w and
+ * bias have the values' cols rows, then as many of the gates'; add: y is the
+ * residual, too; not with glu, nor without a bias
  * tile: sizes and clusters to choose from, which give the same bits
  */
 typedef struct {
     sd_half_t            *y;
     const sd_half_t      *x, *w, *bias;
-    int                   rows, inner, c;
-    int                   tile;     /* of SD_CUDA_GEGLU_TILES; -1: its choice */
-} sd_cuda_geglu_t;
+    int                   rows, cols, c, glu, add;
+    int                   tile;     /* of SD_CUDA_PRODUCT_TILES, those for glu
+                                       first; -1: its choice */
+} sd_cuda_product_t;
 
-#define SD_CUDA_GEGLU_TILES  5
+#define SD_CUDA_PRODUCT_TILES  7
+#define SD_CUDA_GLU_TILES      5
 
-/* by what all samples share, never by rows: the bits are not another's */
-int sd_cuda_geglu_sm90_takes(const sd_cuda_chip_t *chip,
-    const sd_cuda_geglu_t *d);
-cudaError_t sd_cuda_geglu_sm90(cudaStream_t s, const sd_cuda_chip_t *chip,
-    const sd_cuda_geglu_t *d);
+/* GEGLU by what all samples share, never by rows, as the bits are not another's;
+ * others, whose bits are cublasLt's, where it pays */
+int sd_cuda_product_sm90_takes(const sd_cuda_chip_t *chip,
+    const sd_cuda_product_t *d);
+cudaError_t sd_cuda_product_sm90(cudaStream_t s, const sd_cuda_chip_t *chip,
+    const sd_cuda_product_t *d);
 
 
 /* softmax.cu: rows of x: [rows, cols], row r at x + r * ld, in place */
