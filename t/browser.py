@@ -252,9 +252,9 @@ def picture(tap, browser, url, shots):
     tap.ok(re.fullmatch(r'first preview [\d.]+ s · total [\d.]+ s',
                         v.inner_text('#times')),
            'with the times', v.inner_text('#times'))
-    tap.ok(v.page.evaluate('''document.querySelector("#stage img")
-                                      .naturalWidth == 256'''),
-           'the picture is 256 pixels wide')
+    tap.ok(v.page.evaluate('document.querySelector("#stage img").naturalWidth')
+           == status(url)['models'][0]['width'],
+           "the picture is as wide as the model's")
     v.screenshot(path=f'{shots}/desktop-done.png')
 
     with v.page.expect_download() as download:
@@ -333,8 +333,9 @@ def picture(tap, browser, url, shots):
 
 def cancel(tap, browser, url):
     v = Visitor(browser, url)
+    size = status(url)['models'][0]['width'] * 3 // 2
     v.start('a windmill on the hills at dawn', num_inference_steps=50,
-            width=384, height=384)
+            width=size, height=size)
     v.see('#cells img').not_to_have_count(0)
     tap.ok(status(url)['running'] > 0, 'a job runs')
     v.click('#stop')

@@ -7,14 +7,19 @@ use strict;
 
 use FindBin;
 use lib "$FindBin::Bin/lib";
+use File::Temp qw/ tempdir /;
 use Test::More;
 
 use SD;
+use SD::Checkpoint;
 
 chdir "$FindBin::Bin/.." or die "$!";
 
 system('t/venv.sh') == 0
     or die "cannot make $SD::BUILD/venv: python3-venv or PyPI is missing\n";
+
+$SD::MODEL = SD::Checkpoint::small(tempdir(CLEANUP => 1) . '/model')
+    if $SD::SANITIZED;
 
 my $t = SD->new(main => 'worker_processes 2;', server => <<'END',
         root   %%TOP%%/html;

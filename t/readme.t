@@ -16,28 +16,21 @@ use SD::Checkpoint;
 
 my $readme = slurp("$SD::TOP/README.md");
 my $dir = tempdir(CLEANUP => 1);
-my $model = $SD::MODEL;
 my $path = $SD::BUILD;
 
-# a sanitizer has pictures of a sixteenth of the size, where none is given
-
 if ($SD::SANITIZED) {
-    $model = "$dir/model";
+    $SD::MODEL = SD::Checkpoint::small("$dir/model");
     $path = "$dir/bin";
-
-    SD::Checkpoint::copy($SD::MODEL, $model);
-    SD::Checkpoint::edit("$model/unet/config.json",
-        sub { $_[0] =~ s/("sample_size": )32/${1}8/r });
 
     mkdir $path;
     open my $f, '>', "$path/sd" or die "$!";
-    print $f "#!/bin/sh\ntest \$1 = check || set -- \"\$@\" --model $model\n"
-             . "exec $SD::BUILD/sd \"\$@\"\n";
+    print $f "#!/bin/sh\ntest \$1 = check || set -- \"\$@\" --model "
+             . "$SD::MODEL\nexec $SD::BUILD/sd \"\$@\"\n";
     close $f;
     chmod 0755, "$path/sd";
 }
 
-my $t = SD->new(http => "    sd_model $model;\n", server => <<'END');
+my $t = SD->new(server => <<'END');
         location = /generate { sd_generate; sd_get on; }
         location = /invocations { sd_generate sagemaker; sd_pagination on; }
 END
