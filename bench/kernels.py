@@ -9,7 +9,9 @@ the replays of each recording the one of median length is shown.  A kind's floor
 is the sum over its operations of max(FLOPs / 755 TFLOP/s, bytes / 3.0 TB/s),
 what an H100's largest matrix products and copies reach; each input is read and
 each output written once, attention computes 16 exponentials a clock and
-multiprocessor.  Operations are counted as the model has them: a convolution
+multiprocessor.  A kernel that starts before the one before it has ended waits
+within its time, so that times may add up to more than there was.  Operations
+are counted as the model has them: a convolution
 into which the upsampling before it is folded does less, and may go below.
 """
 import argparse
