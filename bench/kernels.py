@@ -11,8 +11,8 @@ what an H100's largest matrix products and copies reach; each input is read and
 each output written once, attention computes 16 exponentials a clock and
 multiprocessor.  A kernel that starts before the one before it has ended waits
 within its time, so that times may add up to more than there was.  Operations
-are counted as the model has them: a convolution
-into which the upsampling before it is folded does less, and may go below.
+are counted as the model has them: a convolution into which the upsampling
+before it is folded does less, and may go below.
 """
 import argparse
 import collections
