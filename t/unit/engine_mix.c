@@ -16,9 +16,9 @@
 #include "client.h"
 
 
-/* a sanitizer takes its time */
+/* asan takes its time */
 
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#if defined(__SANITIZE_ADDRESS__)
 #define JOBS     8
 #else
 #define JOBS     64
