@@ -212,7 +212,7 @@ $t->signal('HUP');
 
 wait_for {
     my $s = eval { $t->status() };
-    $s && $s->{pid} != $pid && $s->{models}[0]{state} eq 'ready';
+    $s && $s->{pid} != $pid && ($s->{models}[0]{state} // '') eq 'ready';
 } 60;
 
 $status = $t->status();
