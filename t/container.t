@@ -90,6 +90,11 @@ sub serve {
 
     if ($t->{child} == 0) {
         %ENV = %env;
+
+        # a shell can catch no signal that is ignored where it begins, as
+        # SIGQUIT is in the background of another
+        $SIG{$_} = 'DEFAULT' for qw/ HUP INT QUIT TERM /;
+
         open STDOUT, '>', "$dir/stdout";
         open STDERR, '>', "$dir/error.log";
         exec "$SD::TOP/docker/serve", '-c', "$dir/nginx.conf";
