@@ -23,8 +23,9 @@
  *      512 x  1280 x 1280      2.2   2.4   6.9   7.6   6.3   6.3
  *
  * Weights are nobody's result, so the first slices of them are asked for before
- * the kernel before is over, and the kernel after may begin as early: of a step
- * that took 4.42 ms, all of this saves 0.1.
+ * the kernel before is over, and the kernel after may begin as early: all of
+ * this made a step of SD 1.5 of 4.45 ms one of 4.41, and one of 2.1-base of 4.36
+ * one of 4.20.
  *
  * DESIGN
  *

@@ -231,6 +231,26 @@ sub port {
 }
 
 
+# what nginx wants in its environment; reports go into files sanitizer.* there
+
+sub sanitized {
+    my ($dir) = @_;
+
+    return () if $SANITIZED eq '';
+
+    my %options = (
+        ASAN => 'detect_leaks=0',
+        TSAN => "suppressions=$TOP/t/lib/tsan:halt_on_error=0:exitcode=0",
+        UBSAN => 'print_stacktrace=1',
+    );
+
+    return (LD_PRELOAD => $RUNTIME, map {
+        ("${_}_OPTIONS" => join ':', $options{$_}, "log_path=$dir/sanitizer",
+                                $ENV{"${_}_OPTIONS"} // ())
+    } keys %options);
+}
+
+
 sub run {
     my ($self, @args) = @_;
 
@@ -239,20 +259,7 @@ sub run {
     open STDOUT, '>', "$d/output";
     open STDERR, '>&', \*STDOUT;
 
-    if ($SANITIZED ne '') {
-        $ENV{LD_PRELOAD} = $RUNTIME;
-
-        my %options = (
-            ASAN => 'detect_leaks=0',
-            TSAN => "suppressions=$TOP/t/lib/tsan:halt_on_error=0:exitcode=0",
-            UBSAN => 'print_stacktrace=1',
-        );
-
-        for (keys %options) {
-            $ENV{"${_}_OPTIONS"} = join ':', $options{$_},
-                "log_path=$d/sanitizer", $ENV{"${_}_OPTIONS"} // ();
-        }
-    }
+    %ENV = (%ENV, sanitized($d));
 
     exec $NGINX, '-p', $d, '-c', "$d/nginx.conf", '-e', "$d/error.log", @args;
     exit 127;
